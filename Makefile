@@ -1,0 +1,88 @@
+# `make` alone lists what there is.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export PYTHONDONTWRITEBYTECODE := 1
+# The tests' Ansible reads this checkout's settings wherever it is started from.
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+
+VENV := .venv/.run
+DEV := .venv/.dev
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# --- what a user runs ---------------------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: $(VENV) ## Bring the lab up, converge ctid_921, show an answer from its model
+	@tools/demo
+
+.PHONY: lab-up lab-down lab-status
+lab-up: ## Start the stand-in Proxmox node on this machine
+	@lab/lab up
+
+lab-down: ## Remove the lab and all that it installed
+	@lab/lab down
+	@tools/environment remove-packages
+
+lab-status: ## Say what of the lab is there
+	@lab/lab status
+
+# --- tests --------------------------------------------------------------------------------------------------------
+
+.PHONY: test
+test: test-unit test-lint test-sanity test-build test-lab test-molecule ## All tests (what CI runs)
+	@echo "All tests passed."
+
+.PHONY: test-unit test-lint test-sanity test-build test-lab test-molecule test-full
+test-unit: $(DEV) ## Pure code, in seconds
+	@tools/step "unit tests" python -m pytest -m "not lab" tests/unit lab/tests
+
+test-lint: $(DEV) ## ansible-lint at the production profile, ruff
+	@tools/step "ruff" ruff check .
+	@tools/step "ansible-lint" ansible-lint --offline --strict --profile production
+
+test-sanity: $(DEV) ## ansible-test sanity
+	@tools/step "ansible-test sanity" tools/sanity
+
+test-build: $(DEV) ## The collection archive holds what it should
+	@tools/step "collection build" python -m pytest tests/archive
+
+test-lab: $(DEV) lab-up ## The modules, the connection and the lab itself, on real containers
+	@tools/step "lab tests" python -m pytest -m lab lab/tests tests/lab
+
+test-molecule: $(DEV) lab-up ## The lineage 900 → 901 → 921 from nothing, twice
+	@tools/step "molecule default" molecule test -s default
+
+test-full: test ## What is too slow for every change (later issues add to it)
+
+.PHONY: bench
+bench: $(DEV) ## Measure; NAME=first_run, second_run or task runs one group
+	@python tests/bench/bench.py $(if $(NAME),--name $(NAME))
+
+# --- the project itself -------------------------------------------------------------------------------------------
+
+.PHONY: environment requirements build clean
+environment: $(DEV) ## The pinned Python environment, tests included
+
+$(VENV): requirements.txt
+	@tools/environment install requirements.txt
+	@touch $@
+
+$(DEV): requirements-dev.txt
+	@tools/environment install requirements-dev.txt
+	@touch $@ $(VENV)
+
+requirements: $(DEV) ## Pin again what requirements*.in ask for
+	uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header -o requirements.txt requirements.in
+	uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header -o requirements-dev.txt requirements-dev.in
+
+build: $(VENV) ## The collection archive, in build/
+	ansible-galaxy collection build --force --output-path build
+
+clean: ## Remove what was made in the checkout (not the lab)
+	rm -rf .venv .cache build
