@@ -1,0 +1,55 @@
+# Copyright (c) 2026 The Phoenix Hypervisor team
+# GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the playbook passes to the roles agrees with the roles and with the inventory."""
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from ansible_collections.phoenix.hypervisor.plugins.module_utils.lxc_config import ROLE_VARIABLES
+
+ROOT = Path(__file__).resolve().parents[2]
+ROLES = sorted(path.name for path in (ROOT / "roles").iterdir())
+PASSED = yaml.safe_load((ROOT / "playbooks/tasks/container.yml").read_text())[0]["vars"]
+
+
+def _read(path: str) -> dict:
+    return yaml.safe_load((ROOT / path).read_text()) or {}
+
+
+def test_every_declared_variable_is_passed_on():
+    """A clone source that is converged for a clone gets all that its declaration gives, not what the clone's gives."""
+    assert set(ROLE_VARIABLES) <= set(PASSED)
+
+
+@pytest.mark.parametrize("name", sorted(set(ROLE_VARIABLES) - {"container_vmid"}))
+def test_a_silent_declaration_leaves_the_roles_default(name):
+    role = max((role for role in ROLES if name.startswith(f"{role}_")), key=len)
+    match = re.fullmatch(
+        r"\{\{ hostvars\[phoenix_host\]\.(\w+) \| default\((.*)\) \}\}", PASSED[name]
+    )
+    assert match, PASSED[name]
+    assert match.group(1) == name
+    literal = {"none": None, "true": True, "false": False}
+    default = literal[match.group(2)] if match.group(2) in literal else ast.literal_eval(match.group(2))
+    assert default == _read(f"roles/{role}/defaults/main.yml")[name]
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_spec_and_defaults_agree(role):
+    """Each public variable is described, and described with the default that it has."""
+    defaults = _read(f"roles/{role}/defaults/main.yml")
+    specs = _read(f"roles/{role}/meta/argument_specs.yml")["argument_specs"]
+    options = {name: option for spec in specs.values() for name, option in spec.get("options", {}).items()}
+    assert set(defaults) <= set(options)
+    for name, option in options.items():
+        assert name.startswith(f"{role}_") or name in ROLE_VARIABLES or name.startswith("phoenix_"), name
+        if "default" in option:
+            assert option["default"] == defaults[name], name
+        elif not option.get("required") and name in defaults:
+            # What is empty, or made from other variables, is described in words.
+            assert defaults[name] in (None, "", [], {}) or "{{" in str(defaults[name]), name
