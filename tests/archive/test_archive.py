@@ -1,7 +1,7 @@
 # Copyright (c) 2026 The Phoenix Hypervisor team
 # GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`ansible-galaxy collection build` gives an archive that installs and runs, with nothing in it that isn't the collection."""
+"""`ansible-galaxy collection build` gives an archive that installs, and that holds the collection only."""
 from __future__ import annotations
 
 import json
