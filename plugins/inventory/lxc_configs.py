@@ -1,0 +1,350 @@
+# Copyright (c) 2026 The Phoenix Hypervisor team
+# GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: lxc_configs
+author: The Phoenix Hypervisor team (@phoenix)
+short_description: Containers of a phoenix_lxc_configs.json file
+version_added: 0.1.0
+description:
+  - Makes a host of each LXC container that a C(phoenix_lxc_configs.json) file declares, with the variables that the
+    roles of this collection want, and a host of each Proxmox VE node that they run on.
+  - The source is a YAML file whose name ends in C(lxc_configs.yml) or C(lxc_configs.yaml).
+  - All mistakes in the JSON files are reported at once, each in one sentence, and end the run when
+    C(any_unparsed_is_failed) is set in C(ansible.cfg) under C([inventory]).
+  - A CTID in C(--limit) that is not declared is a mistake, too. Without this, Ansible would go on with the rest.
+  - Hosts are in the order of their waves (what they are cloned from and depend on comes first), then of their CTIDs.
+  - Groups are C(phoenix_containers), C(phoenix_nodes), C(templates), C(node_NAME), C(feature_NAME), C(lineage_CTID) (a
+    container and all that it is cloned from) and C(wave_N).
+  - Text from the JSON files is never templated.
+options:
+  plugin:
+    description: Marks a file as a source of this plugin.
+    type: str
+    required: true
+    choices: [phoenix.hypervisor.lxc_configs]
+  config_files:
+    description:
+      - The JSON files that declare containers. Paths are relative to the source's own folder.
+      - A CTID can be in one of them only.
+    type: list
+    elements: str
+    default: [phoenix_lxc_configs.json]
+  override_files:
+    description:
+      - JSON merge patches (RFC 7396) that are applied in this order to what O(config_files) declare. V(null) removes a
+        key, or a container. Paths are relative to the source's own folder.
+    type: list
+    elements: str
+    default: []
+  nodes:
+    description:
+      - The Proxmox VE nodes, each with its connection variables.
+      - Variables that say how the node is reached by SSH (C(ansible_host), C(ansible_user), C(ansible_port),
+        C(ansible_ssh_*) and so on), and all variables of your own (not C(ansible_*)) are given to its containers, too.
+    type: dict
+    required: true
+  default_node:
+    description:
+      - The node of containers whose entry has no C(node).
+      - May be left out when there is one node.
+    type: str
+extends_documentation_fragment:
+  - constructed
+seealso:
+  - plugin: phoenix.hypervisor.pct
+    plugin_type: connection
+"""
+
+EXAMPLES = r"""
+# inventories/site/lxc_configs.yml
+plugin: phoenix.hypervisor.lxc_configs
+config_files: [phoenix_lxc_configs.json]
+nodes:
+  pve:
+    ansible_host: 192.168.1.10
+    ansible_user: root
+
+# What differs from the shared file on a second node, which Ansible itself runs on:
+# plugin: phoenix.hypervisor.lxc_configs
+# config_files: [../shared/phoenix_lxc_configs.json]
+# override_files: [overrides.json]
+# nodes:
+#   pve2:
+#     ansible_connection: local
+# keyed_groups:
+#   - key: phoenix_definition.storage_pool
+#     prefix: pool
+"""
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ansible import context
+from ansible.errors import AnsibleParserError
+from ansible.inventory.manager import split_host_pattern
+from ansible.plugins.inventory import BaseInventoryPlugin, Constructable
+from ansible.utils.unsafe_proxy import wrap_var
+from ansible_collections.phoenix.hypervisor.plugins.module_utils import lxc_config
+
+try:
+    from ansible.template import trust_as_template as _trust
+except ImportError:  # ansible-core before 2.19
+
+    def _trust(value: str) -> str:
+        return value
+
+
+_SUFFIXES = ("lxc_configs.yml", "lxc_configs.yaml")
+
+# How ansible-core's ssh connection reaches the node: these are the container's, too. Everything else that begins with
+# ansible_ is the node's alone; its interpreter or its become method would be wrong inside.
+_REACHES_NODE = re.compile(
+    r"ansible_(host|user|port|password|host_key_checking|private_key(_file|_passphrase)?|control_path(_dir)?"
+    r"|sshpass_prompt|(ssh|scp|sftp)_.+)"
+)
+
+
+class InventoryModule(BaseInventoryPlugin, Constructable):
+    NAME = "phoenix.hypervisor.lxc_configs"
+
+    def verify_file(self, path: str) -> bool:
+        """Is this a source of this plugin, by its name?"""
+        return super().verify_file(path) and path.endswith(_SUFFIXES)
+
+    def parse(self, inventory: Any, loader: Any, path: str, cache: bool = True) -> None:
+        """Read the source and the files that it names, and fill the inventory.
+
+        :raises AnsibleParserError: with a sentence for each mistake
+        """
+        super().parse(inventory, loader, path, cache)
+        self._read_config_data(path)
+        source = _shown(path)
+        try:
+            nodes, default_node = check_nodes(self.get_option("nodes"), self.get_option("default_node"), source)
+            folder = os.path.dirname(os.path.abspath(path))
+            config = self._load(folder, nodes)
+            self._check_limit(config, path)
+        except lxc_config.ConfigError as error:
+            raise AnsibleParserError(str(error)) from error
+        self.populate(config, nodes, default_node)
+
+    def _load(self, folder: str, nodes: Mapping[str, Any]) -> dict[str, Any]:
+        """The configuration that the option's files give together, without mistakes."""
+        files = {}
+        problems: list[lxc_config.Problem] = []
+        for option in ("config_files", "override_files"):
+            files[option] = []
+            for name in self.get_option(option):
+                file = os.path.normpath(os.path.join(folder, name))
+                try:
+                    files[option].append(
+                        (_shown(file), lxc_config.parse(lxc_config.read(file, _shown(file)), _shown(file)))
+                    )
+                except lxc_config.ConfigError as error:
+                    problems += error.problems
+        if problems:
+            raise lxc_config.ConfigError(problems)
+        config = lxc_config.combine(files["config_files"], files["override_files"])
+        sources = files["config_files"] + files["override_files"]
+        problems, notes = lxc_config.examine(config, sources[0][0], nodes)
+        if problems:
+            raise lxc_config.ConfigError(lxc_config.blame(problem, sources) for problem in problems)
+        for note in notes:
+            self.display.warning(str(lxc_config.blame(note, sources)))
+        return config
+
+    def _check_limit(self, config: Mapping[str, Any], path: str) -> None:
+        """Refuse a limit that names a container which is not declared.
+
+        :raises ConfigError: when it does
+        """
+        if not _is_last_source(path, context.CLIARGS.get("inventory") or ()):
+            # A container that isn't in this source may be in the next one.
+            return
+        known = set(config["lxc_configs"]) | {
+            name[len("ctid_") :] for name in self.inventory.hosts if name.startswith("ctid_")
+        }
+        problems = check_limit(context.CLIARGS.get("subset"), known, set(self.inventory.hosts), _shown(path))
+        if problems:
+            raise lxc_config.ConfigError(problems)
+
+    def populate(self, config: Mapping[str, Any], nodes: Mapping[str, Any], default_node: str) -> None:
+        """Fill the inventory.
+
+        :param config: a configuration without mistakes
+        :param nodes: the variables of each node
+        :param default_node: the node of entries that name none
+        """
+        inventory = self.inventory
+        for group in ("phoenix_nodes", "phoenix_containers", "templates"):
+            inventory.add_group(group)
+        for node, variables in nodes.items():
+            inventory.add_host(node, group="phoenix_nodes")
+            for name, value in variables.items():
+                inventory.set_variable(node, name, value)
+        inventory.set_variable("phoenix_containers", "phoenix_settings", _plain(lxc_config.settings(config)))
+
+        containers = config["lxc_configs"]
+        waves = lxc_config.waves(config)
+        hosts = {}
+        for ctid in sorted(waves, key=lambda number: (waves[number], number)):
+            host, entry = f"ctid_{ctid}", containers[str(ctid)]
+            node = str(entry.get("node") or default_node)
+            variables = {**_of_the_node(node, nodes[node]), **_of_the_container(ctid, node, waves[ctid], config)}
+            hosts[host] = variables
+            inventory.add_host(host, group="phoenix_containers")
+            groups = [f"node_{node}", f"wave_{waves[ctid]}"]
+            groups += [f"feature_{feature}" for feature in variables["phoenix_features"]]
+            for group in groups:
+                inventory.add_host(host, group=inventory.add_group(self._sanitize_group_name(group)))
+            if variables.get("container_template"):
+                inventory.add_host(host, group="templates")
+            for name, value in variables.items():
+                inventory.set_variable(host, name, value)
+        for variables in hosts.values():
+            group = inventory.add_group(f"lineage_{variables['phoenix_ctid']}")
+            for member in variables["phoenix_lineage"]:
+                inventory.add_host(f"ctid_{member}", group=group)
+        for host, variables in hosts.items():
+            self._construct(host, variables)
+
+    def _construct(self, host: str, variables: Mapping[str, Any]) -> None:
+        strict = self.get_option("strict")
+        self._set_composite_vars(self.get_option("compose"), variables, host, strict=strict)
+        self._add_host_to_composed_groups(self.get_option("groups"), variables, host, strict=strict)
+        self._add_host_to_keyed_groups(self.get_option("keyed_groups"), variables, host, strict=strict)
+
+
+def check_nodes(nodes: Any, default_node: str | None, file: str) -> tuple[dict[str, dict[str, Any]], str]:
+    """The nodes' variables and the name of the default node.
+
+    :param nodes: the option as written
+    :param default_node: the option as written
+    :param file: the source's name, for messages
+    :raises ConfigError: when there is no node, when one has no variables' form, or the default is none of them
+    """
+
+    def refuse(key: str, fault: str, remedy: str) -> lxc_config.ConfigError:
+        return lxc_config.ConfigError([lxc_config.problem(file, (key,), fault, remedy)])
+
+    if not isinstance(nodes, Mapping) or not nodes:
+        raise refuse("nodes", "it names no node", "write the node's name and, below it, how it is reached")
+    checked: dict[str, dict[str, Any]] = {}
+    for name, variables in nodes.items():
+        if variables is not None and not isinstance(variables, Mapping):
+            raise refuse(
+                f"nodes.{name}", "it has no variables' names", "write lines such as ansible_host: 192.168.1.10"
+            )
+        if str(name).startswith("ctid_"):
+            raise refuse(f"nodes.{name}", "a name that begins with ctid_ is a container's", "name the node otherwise")
+        checked[str(name)] = dict(variables or {})
+    if default_node is None and len(checked) > 1:
+        raise refuse("default_node", f"there are {len(checked)} nodes and it is missing", "name one of them in it")
+    default = str(default_node if default_node is not None else next(iter(checked)))
+    if default not in checked:
+        raise refuse("default_node", f"{default} is not among the nodes", f"write one of {', '.join(checked)}")
+    return checked, default
+
+
+def check_limit(limit: str | None, known: Iterable[str], hosts: Iterable[str], file: str) -> list[lxc_config.Problem]:
+    """What a limit names that is not there.
+
+    A pattern that takes hosts away (C(!ctid_921)) is looked at as well: with a wrong CTID it would protect nothing.
+
+    :param limit: the value of C(--limit), or nothing
+    :param known: the CTIDs that there are
+    :param hosts: names of hosts that are there already
+    :param file: the source's name, for messages
+    """
+    known = set(known)
+    problems = []
+    for pattern in split_host_pattern(limit) if limit else []:
+        match = re.fullmatch(r"[!&]?(ctid_|lineage_)?([0-9]+)(?:\[.*\])?", pattern)
+        if not match or pattern.lstrip("!&") in hosts:
+            continue
+        prefix, ctid = match.groups()
+        if ctid not in known:
+            some = ", ".join(sorted(known, key=int)[:20]) + (" …" if len(known) > 20 else "")
+            fault = f"the limit names {pattern.lstrip('!&')}, which is not declared"
+            problems.append(lxc_config.problem(file, (), fault, f"declared are {some or 'none'}", ctid=ctid))
+        elif not prefix:
+            fault, remedy = f"the limit names {ctid}, which is no host", f"write ctid_{ctid} or lineage_{ctid}"
+            problems.append(lxc_config.problem(file, (), fault, remedy, ctid=ctid))
+    return problems
+
+
+def _is_last_source(path: str, sources: Iterable[str]) -> bool:
+    """Is this the last source of this plugin in the run, as far as the command line tells?"""
+    mine = []
+    for source in sources:
+        if os.path.isdir(source):
+            for folder, folders, names in os.walk(source):
+                folders.sort()
+                mine += [os.path.join(folder, name) for name in sorted(names) if name.endswith(_SUFFIXES)]
+        elif source.endswith(_SUFFIXES):
+            mine.append(source)
+    return not mine or os.path.realpath(mine[-1]) == os.path.realpath(path)
+
+
+def _of_the_node(node: str, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """What a container has from its node: how it is reached, and variables of the user's own."""
+    result = {
+        name: value
+        for name, value in variables.items()
+        if not name.startswith("ansible_") or _REACHES_NODE.fullmatch(name)
+    }
+    connection = str(variables.get("ansible_connection", "ssh")).rpartition(".")[2]
+    result["ansible_pct_node_connection"] = _plain("local" if connection == "local" else "ssh")
+    if connection != "local":
+        # The connection would take the container's name for the node's address.
+        result.setdefault("ansible_host", _plain(node))
+    return result
+
+
+def _of_the_container(ctid: int, node: str, wave: int, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a container has from its declaration."""
+    entry = config["lxc_configs"][str(ctid)]
+    return _plain(
+        {
+            "ansible_connection": "phoenix.hypervisor.pct",
+            "ansible_pct_vmid": ctid,
+            "ansible_python_interpreter": "/usr/bin/python3",
+            "phoenix_node": node,
+            "phoenix_ctid": ctid,
+            "phoenix_lineage": lxc_config.lineage(config, str(ctid)),
+            "phoenix_wave": wave,
+            "phoenix_features": lxc_config.features(entry),
+            "phoenix_application": entry.get("application_script") or "",
+            "phoenix_definition": entry,
+            "phoenix_deprecations": lxc_config.deprecations(entry),
+            **lxc_config.role_variables(str(ctid), entry, config),
+        }
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Values of a JSON file, so that Ansible never templates them and exports them as plain JSON.
+
+    Text with a template's mark in it stays text: wrap_var says so up to ansible-core 2.18, where text is a template
+    unless it is marked; from 2.19 on it is the other way round. Either way C(ansible-inventory --list) writes what Ansible
+    doesn't template as an object, which is no plain JSON, so all other text, in which nothing could be templated, is
+    marked as if it were a template.
+    """
+    if isinstance(value, dict):
+        return {key: _plain(member) for key, member in value.items()}
+    if isinstance(value, list):
+        return [_plain(member) for member in value]
+    if isinstance(value, str):
+        return wrap_var(value) if any(mark in value for mark in ("{{", "{%", "{#")) else _trust(value)
+    return value
+
+
+def _shown(path: str) -> str:
+    """A path as a message has it: relative to the working folder where that is shorter."""
+    relative = os.path.relpath(path)
+    return path if relative.startswith(os.path.join("..", "..")) else relative
