@@ -82,10 +82,11 @@ nodes:
 import os
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
+from ansible import constants as C
 from ansible import context
-from ansible.errors import AnsibleParserError
+from ansible.errors import AnsibleError, AnsibleParserError
 from ansible.inventory.manager import split_host_pattern
 from ansible.plugins.inventory import BaseInventoryPlugin, Constructable
 from ansible.utils.unsafe_proxy import wrap_var
@@ -122,16 +123,30 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
         :raises AnsibleParserError: with a sentence for each mistake
         """
         super().parse(inventory, loader, path, cache)
-        self._read_config_data(path)
-        source = _shown(path)
         try:
-            nodes, default_node = check_nodes(self.get_option("nodes"), self.get_option("default_node"), source)
-            folder = os.path.dirname(os.path.abspath(path))
-            config = self._load(folder, nodes)
+            self._read_config_data(path)
+            nodes, default_node = check_nodes(self.get_option("nodes"), self.get_option("default_node"), _shown(path))
+            config = self._load(os.path.dirname(os.path.abspath(path)), nodes)
             self._check_limit(config, path)
         except lxc_config.ConfigError as error:
-            raise AnsibleParserError(str(error)) from error
-        self.populate(config, nodes, default_node)
+            self._refuse([str(problem) for problem in error.problems])
+        except AnsibleError as error:
+            self._refuse([f"{_shown(path)}: {error}"])
+        else:
+            self.populate(config, nodes, default_node)
+
+    def _refuse(self, sentences: list[str]) -> NoReturn:
+        """End the run, or at least this source.
+
+        :raises AnsibleParserError: with these sentences
+        """
+        if context.CLIARGS and C.INVENTORY_ANY_UNPARSED_IS_FAILED:
+            # The run is over. An exception would first make ansible-core try the source as an ordinary inventory, and
+            # bury the sentences under what its yaml and ini plugins think of it.
+            for sentence in sentences:
+                self.display.display(f"[ERROR]: {sentence}", color=C.COLOR_ERROR, stderr=True)
+            raise SystemExit(1)
+        raise AnsibleParserError("\n".join(sentences))
 
     def _load(self, folder: str, nodes: Mapping[str, Any]) -> dict[str, Any]:
         """The configuration that the option's files give together, without mistakes."""
@@ -169,7 +184,11 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
         known = set(config["lxc_configs"]) | {
             name[len("ctid_") :] for name in self.inventory.hosts if name.startswith("ctid_")
         }
-        problems = check_limit(context.CLIARGS.get("subset"), known, set(self.inventory.hosts), _shown(path))
+        files = [
+            _shown(os.path.join(os.path.dirname(os.path.abspath(path)), name))
+            for name in self.get_option("config_files")
+        ]
+        problems = check_limit(context.CLIARGS.get("subset"), known, set(self.inventory.hosts), ", ".join(files))
         if problems:
             raise lxc_config.ConfigError(problems)
 
@@ -259,7 +278,7 @@ def check_limit(limit: str | None, known: Iterable[str], hosts: Iterable[str], f
     :param limit: the value of C(--limit), or nothing
     :param known: the CTIDs that there are
     :param hosts: names of hosts that are there already
-    :param file: the source's name, for messages
+    :param file: the name of the file that declares, for messages
     """
     known = set(known)
     problems = []
@@ -331,9 +350,9 @@ def _plain(value: Any) -> Any:
     """Values of a JSON file, so that Ansible never templates them and exports them as plain JSON.
 
     Text with a template's mark in it stays text: wrap_var says so up to ansible-core 2.18, where text is a template
-    unless it is marked; from 2.19 on it is the other way round. Either way C(ansible-inventory --list) writes what Ansible
-    doesn't template as an object, which is no plain JSON, so all other text, in which nothing could be templated, is
-    marked as if it were a template.
+    unless it is marked; from 2.19 on it is the other way round. Either way C(ansible-inventory --list) writes what
+    isn't to be templated as an object, which is no plain JSON; so all other text, with nothing in it to template, is
+    left or marked as if it were a template.
     """
     if isinstance(value, dict):
         return {key: _plain(member) for key, member in value.items()}
@@ -346,5 +365,5 @@ def _plain(value: Any) -> Any:
 
 def _shown(path: str) -> str:
     """A path as a message has it: relative to the working folder where that is shorter."""
-    relative = os.path.relpath(path)
-    return path if relative.startswith(os.path.join("..", "..")) else relative
+    relative = os.path.relpath(path)  # which also takes "lab/../example" together
+    return os.path.normpath(path) if relative.startswith(os.path.join("..", "..")) else relative
