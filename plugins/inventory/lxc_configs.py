@@ -128,12 +128,11 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
             nodes, default_node = check_nodes(self.get_option("nodes"), self.get_option("default_node"), _shown(path))
             config = self._load(os.path.dirname(os.path.abspath(path)), nodes)
             self._check_limit(config, path)
+            self.populate(config, nodes, default_node)
         except lxc_config.ConfigError as error:
             self._refuse([str(problem) for problem in error.problems])
         except AnsibleError as error:
             self._refuse([f"{_shown(path)}: {error}"])
-        else:
-            self.populate(config, nodes, default_node)
 
     def _refuse(self, sentences: list[str]) -> NoReturn:
         """End the run, or at least this source.

@@ -361,7 +361,7 @@ def _object(keys: dict[str, Parser], needed: tuple[str, ...] = ()) -> Parser:
         for key in needed:
             if value.get(key) in (None, ""):
                 findings.wrong((*path, key), _MISSING, "it is missing", "add it")
-        return result
+        return result if all(key in result for key in needed) else None
 
     return parse_object
 
@@ -478,9 +478,14 @@ def _absolute(value: Any, path: Path, findings: _Findings) -> str | None:
     )
 
 
+def _argument(name: str, value: Any, path: Path, findings: _Findings) -> Any:
+    """One argument of the model server, given in any form."""
+    parser = _ARGUMENTS.get(name.lstrip("-").replace("-", "_"))
+    return parser(value, path, findings) if parser else value
+
+
 def _argument_value(value: Any, path: Path, findings: _Findings) -> Any:
-    check = _ARGUMENTS.get(path[-1].replace("-", "_")) if isinstance(path[-1], str) else None
-    return check(value, path, findings) if check and not isinstance(value, (list, dict)) else value
+    return _argument(path[-1], value, path, findings)
 
 
 def _name_or_names(value: Any, path: Path, findings: _Findings) -> Any:
@@ -488,13 +493,16 @@ def _name_or_names(value: Any, path: Path, findings: _Findings) -> Any:
     return parser(value, path, findings)
 
 
+def _word(value: Any, path: Path, findings: _Findings) -> str | None:
+    if isinstance(value, str) and "\x00" not in value:
+        return value
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    return findings.wrong(path, value, "is no word of a command line", "write text")
+
+
 def _word_list(value: Any, path: Path, findings: _Findings) -> list[str] | None:
-    if isinstance(value, str):
-        value = [value]
-    if isinstance(value, list):
-        # A number among the words is a word; a list or an object never was.
-        value = [str(word) if isinstance(word, (int, float)) and not isinstance(word, bool) else word for word in value]
-    return _list(_text(r"(?s)[^\x00]+", "a word of a command line", "text"))(value, path, findings)
+    return _list(_word)([value] if isinstance(value, str) else value, path, findings)
 
 
 _name = _text(
@@ -672,7 +680,9 @@ def _entry(entry: dict[str, Any], findings: _Findings) -> dict[str, Any]:
         _check_id_maps(result["id_maps"], findings)
     _check_raw(result, findings)
     _check_mounts(result, findings)
-    result["_engine_config"] = vllm_flat.engine_config(result, findings.wrong)
+    result["_engine_config"] = vllm_flat.engine_config(
+        result, findings.wrong, lambda name, value, path: _argument(name, value, path, findings)
+    )
     return result
 
 

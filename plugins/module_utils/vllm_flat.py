@@ -21,6 +21,9 @@ from typing import Any, Callable
 Path = tuple
 # Called with (path, value, fault, remedy) for each mistake.
 Report = Callable[[Path, Any, str, str], None]
+# Called with (name, value, path) for each argument in the words of a command line; gives the value in its right form,
+# or None after it has reported why not. What is in the other forms was looked at before.
+Check = Callable[[str, Any, Path], Any]
 
 # Flat key of the old form -> argument of vLLM. `vllm_model_type`, `vllm_parameters` and `vllm_args` are no such keys.
 FLAT_KEYS = {
@@ -100,16 +103,17 @@ class Argument:
     value: Any
 
 
-def engine_config(entry: dict[str, Any], report: Report) -> dict[str, dict[str, Any]]:
+def engine_config(entry: dict[str, Any], report: Report, check: Check) -> dict[str, dict[str, Any]]:
     """The structured engine configuration of a container, whichever forms it is declared in.
 
     :param entry: the container's entry, its flat keys already of the right types
     :param report: is told of words that can't be read, and of arguments with two different values
+    :param check: looks at the arguments in C(vllm_args)
     :return: groups of arguments; empty when nothing is declared
     """
     groups: dict[str, dict[str, Any]] = {}
     first: dict[str, Argument] = {}
-    for argument in _arguments(entry, report):
+    for argument in _arguments(entry, report, check):
         earlier = first.setdefault(argument.name, argument)
         if earlier is argument:
             in_group = argument.path[0] == "vllm_engine_config"
@@ -162,7 +166,7 @@ def _canonical(value: Any) -> Any:
     return value
 
 
-def _arguments(entry: dict[str, Any], report: Report) -> Iterator[Argument]:
+def _arguments(entry: dict[str, Any], report: Report, check: Check) -> Iterator[Argument]:
     """Each argument that an entry gives, the structured form first, then flat keys, parameters, words."""
     for group, members in (entry.get("vllm_engine_config") or {}).items():
         for name, value in members.items():
@@ -178,7 +182,9 @@ def _arguments(entry: dict[str, Any], report: Report) -> Iterator[Argument]:
         if value is not None:
             yield _renamed(Argument(("vllm_parameters", key), _name(key), value))
     for argument in _words(entry.get("vllm_args") or [], report):
-        yield _renamed(argument)
+        value = check(argument.name, argument.value, argument.path)
+        if value is not None:
+            yield _renamed(Argument(argument.path, argument.name, value))
 
 
 def _name(written: str) -> str:
