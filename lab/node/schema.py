@@ -1,0 +1,368 @@
+# Copyright (c) 2026 The Phoenix Hypervisor team
+# GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What may stand behind each option of a container, as functions from text to normalised text.
+
+A validator returns the value as the conf file keeps it, or raises ``ValueError`` with the reason that pct shows
+behind ``<option>: ``.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import secrets
+from typing import Callable, Dict, Optional
+
+Validator = Callable[[str], str]
+Properties = Dict[str, str]
+
+
+class PropertyError(ValueError):
+    """A property string is wrong at one key; pct names it as ``<option>.<key>: <reason>``."""
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(f"{key}: {reason}")
+        self.key, self.reason = key, reason
+
+
+_SIZE_UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
+
+
+def size_bytes(text: str) -> int:
+    """``8G`` as bytes. Units K, M, G, T; none means bytes."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)", text)
+    if not match:
+        raise ValueError(f"invalid format - value '{text}' is not a valid disk size")
+    return int(float(match[1]) * _SIZE_UNITS[match[2]])
+
+
+def size_text(count: int) -> str:
+    """Bytes as Proxmox writes them: the largest unit that leaves no remainder."""
+    for unit in ("T", "G", "M", "K"):
+        if count >= _SIZE_UNITS[unit] and count % _SIZE_UNITS[unit] == 0:
+            return f"{count // _SIZE_UNITS[unit]}{unit}"
+    return str(count)
+
+
+def boolean(text: str) -> str:
+    """0 or 1 from the words that Proxmox accepts."""
+    if text.lower() in ("1", "on", "yes", "true"):
+        return "1"
+    if text.lower() in ("0", "off", "no", "false"):
+        return "0"
+    raise ValueError(f"type check ('boolean') failed - got '{text}'")
+
+
+def integer(low: int, high: int | None = None) -> Validator:
+    """A whole number from ``low`` to ``high``."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(r"[+-]?\d+", text):
+            raise ValueError(f"type check ('integer') failed - got '{text}'")
+        if int(text) < low:
+            raise ValueError(f"value must have a minimum value of {low}")
+        if high is not None and int(text) > high:
+            raise ValueError(f"value must have a maximum value of {high}")
+        return str(int(text))
+
+    return check
+
+
+def number(low: float, high: float) -> Validator:
+    """A decimal number from ``low`` to ``high``, kept as it was written."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(r"\d+(\.\d+)?", text):
+            raise ValueError(f"type check ('number') failed - got '{text}'")
+        if not low <= float(text) <= high:
+            raise ValueError(f"value must have a maximum value of {high:g}")
+        return text
+
+    return check
+
+
+def one_of(*allowed: str) -> Validator:
+    """One of a list of words."""
+
+    def check(text: str) -> str:
+        if text not in allowed:
+            raise ValueError(f"value '{text}' does not have a value in the enumeration '{', '.join(allowed)}'")
+        return text
+
+    return check
+
+
+def pattern(regex: str, reason: str = "value does not match the regex pattern") -> Validator:
+    """Text that matches a regular expression as a whole."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(regex, text):
+            raise ValueError(reason.format(text))
+        return text
+
+    return check
+
+
+def anything(text: str) -> str:
+    """Any text of one line that isn't empty."""
+    if not text.strip() or "\n" in text:
+        raise ValueError("invalid format - value must be one line")
+    return text
+
+
+def tags(text: str) -> str:
+    """Lower case, no doubles, sorted, joined by semicolons."""
+    names = [name.lower() for name in re.split(r"[;,\s]+", text) if name]
+    for name in names:
+        if not re.fullmatch(r"[a-z0-9_][a-z0-9_\-+.]*", name):
+            raise ValueError(f"invalid format - invalid characters in tag '{name}'")
+    return ";".join(sorted(set(names)))
+
+
+def _addresses(text: str) -> str:
+    for word in re.split(r"[,;\s]+", text):
+        if word == "host":
+            continue
+        try:
+            ipaddress.ip_address(word)
+        except ValueError:
+            raise ValueError(f"invalid format - value '{word}' does not look like a valid ip address") from None
+    return text
+
+
+def _startup(text: str) -> str:
+    if not re.fullmatch(r"((order=)?\d+|up=\d+|down=\d+)(,((order=)?\d+|up=\d+|down=\d+))*", text):
+        raise ValueError("invalid format - unable to parse startup options")
+    return ",".join(part if "=" in part else f"order={part}" for part in text.split(","))
+
+
+def _address_and_length(family: int, words: tuple[str, ...]) -> Validator:
+    def check(text: str) -> str:
+        if text in words:
+            return text
+        try:
+            interface = ipaddress.ip_interface(text)
+            if "/" in text and interface.version == family:
+                return text
+        except ValueError:
+            pass
+        raise ValueError(f"invalid format - value '{text}' does not look like a valid IPv{family} network configuration")
+
+    return check
+
+
+def _address(family: int) -> Validator:
+    def check(text: str) -> str:
+        try:
+            if text == "auto" or ipaddress.ip_address(text).version == family:
+                return text
+        except ValueError:
+            pass
+        raise ValueError(f"invalid format - value '{text}' does not look like a valid IPv{family} address")
+
+    return check
+
+
+class PropertyString:
+    """A format like ``name=eth0,bridge=vmbr0``: checked keys, at most one of them may be given bare."""
+
+    def __init__(self, keys: dict[str, Validator], default: str = "", required: tuple[str, ...] = ()) -> None:
+        self.keys, self.default, self.required = keys, default, required
+
+    def parse(self, text: str) -> Properties:
+        """Text to properties; ``ValueError`` with Proxmox's reason when it isn't of this format."""
+        found: Properties = {}
+        for part in filter(None, (word.strip() for word in text.split(","))):
+            key, equals, value = part.partition("=")
+            if not equals and self.default:
+                key, value = self.default, part
+            if key not in self.keys:
+                raise PropertyError(
+                    key, "property is not defined in schema and the schema does not allow additional properties"
+                )
+            if key in found:
+                raise PropertyError(key, "duplicate key in comma-separated list property")
+            try:
+                found[key] = self.keys[key](value)
+            except ValueError as reason:
+                raise PropertyError(key, str(reason)) from None
+        for key in self.required:
+            if key not in found:
+                raise PropertyError(key, "property is missing and it is not optional")
+        return found
+
+    def render(self, properties: Properties) -> str:
+        """Properties to text: the bare key first, required ones next, the others sorted."""
+        words = [properties[self.default]] if self.default in properties else []
+        others = sorted((key for key in properties if key != self.default), key=lambda k: (k not in self.required, k))
+        return ",".join(words + [f"{key}={properties[key]}" for key in others])
+
+    def __call__(self, text: str) -> str:
+        """Check and normalise."""
+        return self.render(self.parse(text))
+
+
+FEATURES = PropertyString(
+    {
+        **dict.fromkeys(("nesting", "keyctl", "fuse", "mknod", "force_rw_sys"), boolean),
+        "mount": pattern(r"[a-zA-Z0-9_; ]+"),
+    }
+)
+NET = PropertyString(
+    {
+        "name": pattern(r"[-_.\w\d]{2,15}"),
+        "bridge": pattern(r"[-_.\w\d]+"),
+        "hwaddr": pattern(
+            r"(?i)[0-9a-f][02468ace](?::[0-9a-f]{2}){5}",
+            "invalid format - value '{}' does not look like a valid unicast MAC address",
+        ),
+        "ip": _address_and_length(4, ("dhcp", "manual")),
+        "gw": _address(4),
+        "ip6": _address_and_length(6, ("auto", "dhcp", "manual")),
+        "gw6": _address(6),
+        "tag": integer(1, 4094),
+        "trunks": pattern(r"\d+(?:-\d+)?(?:;\d+(?:-\d+)?)*"),
+        "mtu": integer(64, 65535),
+        "rate": number(0, 1e6),
+        "firewall": boolean,
+        "link_down": boolean,
+        "host-managed": boolean,
+        "type": one_of("veth"),
+    },
+    required=("name",),
+)
+
+
+def _disk_size(text: str) -> str:
+    return size_text(size_bytes(text))
+
+
+def _device_path(text: str) -> str:
+    if not re.fullmatch(r"/dev/(?!.*(^|/)\.\.(/|$))\S+", text):
+        raise ValueError(f"invalid format - value '{text}' is not a valid device path")
+    return text
+
+
+_VOLUME_KEYS: dict[str, Validator] = {
+    "volume": anything,
+    "size": _disk_size,
+    **dict.fromkeys(("acl", "ro", "quota", "replicate", "shared"), boolean),
+    "mountoptions": pattern(r"(noatime|lazytime|nodev|nosuid|noexec|discard)(;(noatime|lazytime|nodev|nosuid|noexec|discard))*"),
+}
+ROOTFS = PropertyString(_VOLUME_KEYS, default="volume", required=("volume",))
+MOUNT = PropertyString(
+    {
+        **_VOLUME_KEYS,
+        "mp": pattern(r"/(?!.*(^|/)\.\.(/|$))[^\0]+", "invalid format - value '{}' is not a valid mount point"),
+        "backup": boolean,
+        "keepattrs": boolean,
+    },
+    default="volume",
+    required=("volume", "mp"),
+)
+DEVICE = PropertyString(
+    {
+        "path": _device_path,
+        "deny-write": boolean,
+        "gid": integer(0),
+        "uid": integer(0),
+        "mode": pattern(r"0[0-7]{3}"),
+    },
+    default="path",
+    required=("path",),
+)
+
+_HOSTNAME = r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
+_LOCKS = (
+    "backup", "create", "destroyed", "disk", "fstrim", "migrate", "mounted", "rollback", "snapshot", "snapshot-delete",
+)  # fmt: skip
+_DNS_NAME = pattern(rf"{_HOSTNAME}(\.{_HOSTNAME})*", "invalid format - value '{}' does not look like a valid DNS name")
+
+_SIMPLE: dict[str, Validator] = {
+    "arch": one_of("amd64", "i386", "arm64", "armhf", "riscv32", "riscv64"),
+    "cmode": one_of("shell", "console", "tty"),
+    "console": boolean,
+    "cores": integer(1, 8192),
+    "cpulimit": number(0, 8192),
+    "cpuunits": integer(0, 500000),
+    "debug": boolean,
+    "description": lambda text: text,
+    "entrypoint": anything,
+    "env": anything,
+    "features": FEATURES,
+    "hookscript": anything,
+    "hostname": _DNS_NAME,
+    "lock": one_of(*_LOCKS),
+    "memory": integer(16),
+    "nameserver": _addresses,
+    "onboot": boolean,
+    "ostype": one_of(
+        "debian", "devuan", "ubuntu", "centos", "fedora", "opensuse", "archlinux", "alpine", "gentoo", "nixos",
+        "unmanaged",
+    ),
+    "protection": boolean,
+    "rootfs": ROOTFS,
+    "searchdomain": lambda text: " ".join(_DNS_NAME(word) for word in re.split(r"[,;\s]+", text)),
+    "startup": _startup,
+    "swap": integer(0),
+    "tags": tags,
+    "template": boolean,
+    "timezone": anything,
+    "tty": integer(0, 6),
+    "unprivileged": boolean,
+}  # fmt: skip
+_NUMBERED: dict[str, tuple[int, Validator]] = {
+    "net": (31, NET),
+    "mp": (255, MOUNT),
+    "dev": (255, DEVICE),
+    "unused": (255, anything),
+}
+
+BOOLEANS = frozenset(name for name, check in _SIMPLE.items() if check is boolean)
+REQUIRED = frozenset({"rootfs", "memory", "ostype"})
+READ_ONLY = frozenset({"arch", "unprivileged", "template"})
+
+
+def validator(name: str) -> Optional[Validator]:
+    """The validator of an option, None when there is no such option."""
+    if name in _SIMPLE:
+        return _SIMPLE[name]
+    match = re.fullmatch(r"([a-z]+)(\d+)", name)
+    if match and match[1] in _NUMBERED and int(match[2]) <= _NUMBERED[match[1]][0] and str(int(match[2])) == match[2]:
+        return _NUMBERED[match[1]][1]
+    return None
+
+
+def option_names() -> list[str]:
+    """All option names that the command line knows, numbered ones included."""
+    numbered = [f"{stem}{i}" for stem, (top, _check) in _NUMBERED.items() for i in range(top + 1)]
+    return sorted(_SIMPLE) + numbered
+
+
+def with_hwaddr(net: Properties) -> Properties:
+    """A network card with a MAC address (Proxmox's own prefix) and its type filled in."""
+    tail = secrets.token_bytes(3)
+    made = "BC:24:11:" + ":".join(f"{byte:02X}" for byte in tail)
+    return {"hwaddr": made, "type": "veth", **net}
+
+
+def id_map(raw: list[tuple[str, str]], unprivileged: bool, start: int, count: int) -> list[tuple[str, int, int, int]]:
+    """(kind, first id inside, first id outside, count): the raw ``lxc.idmap`` lines, or the default map."""
+    if not unprivileged:
+        return []
+    lines = [value.split() for key, value in raw if key == "lxc.idmap"]
+    if not lines:
+        return [("u", 0, start, count), ("g", 0, start, count)]
+    return [(words[0], int(words[1]), int(words[2]), int(words[3])) for words in lines]
+
+
+def to_host(id_maps: list[tuple[str, int, int, int]], kind: str, number_inside: int) -> int:
+    """The id on the host of an id inside the container; itself when nothing is mapped (privileged)."""
+    if not id_maps:
+        return number_inside
+    for letter, inside, outside, count in id_maps:
+        if letter in (kind, "b") and inside <= number_inside < inside + count:
+            return outside + number_inside - inside
+    raise ValueError(f"{kind}id {number_inside} is not mapped into the container")
