@@ -124,7 +124,7 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
         """
         super().parse(inventory, loader, path, cache)
         try:
-            self._read_config_data(path)
+            self._check_options(self._read_config_data(path), _shown(path))
             nodes, default_node = check_nodes(self.get_option("nodes"), self.get_option("default_node"), _shown(path))
             config = self._load(os.path.dirname(os.path.abspath(path)), nodes)
             self._check_limit(config, path)
@@ -133,6 +133,22 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
             self._refuse([str(problem) for problem in error.problems])
         except AnsibleError as error:
             self._refuse([f"{_shown(path)}: {error}"])
+
+    def _check_options(self, source: Mapping[str, Any], file: str) -> None:
+        """Refuse options that there aren't: Ansible takes no notice of them, and an override would be lost.
+
+        :raises ConfigError: when there is one, or no file to read
+        """
+        known = sorted({"plugin", *self._options})
+        problems = [
+            lxc_config.problem(file, (key,), "there is no such option", f"options are {', '.join(known)}")
+            for key in source
+            if key not in known
+        ]
+        if not self.get_option("config_files"):
+            problems.append(lxc_config.problem(file, ("config_files",), "it names no file", "name a JSON file in it"))
+        if problems:
+            raise lxc_config.ConfigError(problems)
 
     def _refuse(self, sentences: list[str]) -> NoReturn:
         """End the run, or at least this source.

@@ -362,6 +362,21 @@ def test_both_files_missing_are_two_sentences(tmp_path: Path) -> None:
     assert len(error.value.problems) == 2
 
 
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ({"override_file": ["x"]}, "key override_file: there is no such option; options are "),
+        ({"config_files": []}, "key config_files: it names no file"),
+    ],
+)
+def test_options_that_are_refused(source: dict[str, Any], said: str) -> None:
+    plugin = module(**{name: value for name, value in source.items() if name in OPTIONS})
+    plugin._options = OPTIONS
+    with pytest.raises(lxc_config.ConfigError) as error:
+        plugin._check_options({"plugin": "phoenix.hypervisor.lxc_configs", **source}, "lxc_configs.yml")
+    assert str(error.value).startswith(f"lxc_configs.yml: {said}")
+
+
 def test_refused_outside_a_program() -> None:
     with pytest.raises(AnsibleParserError, match=r"(?s)one.*two"):
         module()._refuse(["one", "two"])
