@@ -112,24 +112,25 @@ def _drop(conf: Conf, key: str) -> None:
             storage.free(storage.volume(volid))
 
 
-def _put(vmid: int, conf: Conf, key: str, value: str) -> None:
-    """Put an option into the active section; a new mpN volume is made, a replaced one becomes unusedN."""
+def _put(vmid: int, conf: Conf, key: str, value: str, made: list[storage.Volume]) -> None:
+    """Put an option into the active section. The volume of a new mpN is made and added to ``made``; the volume of a
+    replaced one becomes unusedN.
+    """
     options = conf.active.options
     if key == "description":
         conf.active.description = value + "\n" if value else ""
         return
     if re.fullmatch(r"mp\d+", key):
         properties = MOUNT.parse(value)
-        made = None
         if NEW_VOLUME.fullmatch(properties["volume"]):
-            value, made = allocate_volume(vmid, properties, conf.active, MOUNT)
+            value, volume = allocate_volume(vmid, properties, conf.active, MOUNT)
+            made.append(volume)
         elif not properties["volume"].startswith("/"):
             _take_unused(conf, properties["volume"])
             if not storage.volume(properties["volume"]).path.is_dir():
                 raise PctError(f"volume '{properties['volume']}' does not exist")
         if key in options and MOUNT.parse(options[key])["volume"] != MOUNT.parse(value)["volume"]:
             _drop(conf, key)
-        del made
     options[key] = value
 
 
@@ -143,7 +144,7 @@ def apply_pending(vmid: int, conf: Conf) -> None:
     for key in sorted(conf.delete):
         _drop(conf, key)
     for key in sorted(conf.pending):
-        _put(vmid, conf, key, conf.pending[key])
+        _put(vmid, conf, key, conf.pending[key], [])
     conf.delete.clear()
     conf.pending.clear()
 
@@ -189,10 +190,7 @@ def update(vmid: int, params: dict[str, str], delete: list[str], revert: list[st
                 real_delete.append(key)
         parts = split(conf.active.options, params, real_delete, running)
         old = conf.active.copy()
-        for key in parts.live_delete:
-            _drop(conf, key)
-        for key, value in parts.live.items():
-            _put(vmid, conf, key, value)
+        made: list[storage.Volume] = []
         for key in [*parts.live, *parts.live_delete]:
             conf.pending.pop(key, None)
             conf.delete.pop(key, None)
@@ -202,8 +200,17 @@ def update(vmid: int, params: dict[str, str], delete: list[str], revert: list[st
         for key in parts.later_delete:
             conf.pending.pop(key, None)
             conf.delete[key] = False
-        if running:
-            _apply_live(vmid, old, conf.active)
+        try:
+            for key in parts.live_delete:
+                _drop(conf, key)
+            for key, value in parts.live.items():
+                _put(vmid, conf, key, value, made)
+            if running:
+                _apply_live(vmid, old, conf.active)
+        except BaseException:
+            for volume in made:
+                storage.free(volume)
+            raise
         if conf_format.render(conf) != before:
             store.save(vmid, conf)
 

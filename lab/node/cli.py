@@ -7,11 +7,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 import time
 from dataclasses import dataclass
-from typing import Callable, Dict, List, Optional
+from typing import Callable, Optional
 
 from node import changes, files, lifecycle, options, runtime, schema, settings, snapshots, store
 from node import conf as conf_format
@@ -19,8 +20,10 @@ from node.errors import PctError, UsageError
 from node.options import Parsed
 
 Handler = Callable[[int, Parsed], Optional[int]]
-_FLAGS = ("start", "force", "restore", "unique", "ignore-unpack-errors", "full", "verbose", "current", "debug", "skiplock",
-          "overrule-shutdown", "forceStop", "purge", "destroy-unreferenced-disks", "keep-env", "ha-managed")  # fmt: skip
+_FLAGS = (
+    "start", "force", "restore", "unique", "ignore-unpack-errors", "full", "verbose", "current", "debug", "skiplock",
+    "overrule-shutdown", "forceStop", "purge", "destroy-unreferenced-disks", "keep-env", "ha-managed",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,8 @@ def _number(parsed: Parsed, name: str, default: int) -> int:
 
 def checked_config(given: dict[str, str]) -> dict[str, str]:
     """Config options of the command line, checked and normalised; all mistakes are named at once."""
-    good: Dict[str, str] = {}
-    bad: List[str] = []
+    good: dict[str, str] = {}
+    bad: list[str] = []
     for name, value in sorted(given.items()):
         check = schema.validator(name)
         if check is None:
@@ -79,8 +82,8 @@ def _create(vmid: int, parsed: Parsed) -> int:
 
 def _set(vmid: int, parsed: Parsed) -> None:
     own = parsed.options
-    words = {name: [w for w in own.get(name, "").replace(";", ",").replace(" ", ",").split(",") if w] for name in ("delete", "revert")}
-    changes.update(vmid, checked_config(own), words["delete"], words["revert"], own.get("digest", ""))
+    delete, revert = ([w for w in re.split(r"[,;\s]+", own.get(name, "")) if w] for name in ("delete", "revert"))
+    changes.update(vmid, checked_config(own), delete, revert, own.get("digest", ""))
 
 
 def _list(vmid: int, parsed: Parsed) -> None:
@@ -187,11 +190,24 @@ COMMANDS: dict[str, Command] = {
     "create": Command(
         _create,
         ("ostemplate",),
-        ("storage", "password", "ssh-public-keys", "start", "pool", "force", "restore", "unique", "ignore-unpack-errors",
-         "bwlimit", "ha-managed"),
+        (
+            "storage",
+            "password",
+            "ssh-public-keys",
+            "start",
+            "pool",
+            "force",
+            "restore",
+            "unique",
+            "ignore-unpack-errors",
+            "bwlimit",
+            "ha-managed",
+        ),
         takes_config=True,
     ),
-    "delsnapshot": Command(lambda v, p: snapshots.delete(v, p.arguments[0], _flag(p, "force")), ("snapname",), ("force",)),
+    "delsnapshot": Command(
+        lambda v, p: snapshots.delete(v, p.arguments[0], _flag(p, "force")), ("snapname",), ("force",)
+    ),
     "destroy": Command(
         lambda v, p: lifecycle.destroy(v, p.options), own=("force", "purge", "destroy-unreferenced-disks")
     ),
@@ -217,13 +233,18 @@ COMMANDS: dict[str, Command] = {
         ("disk", "size"),
         ("digest",),
     ),
-    "rollback": Command(lambda v, p: snapshots.rollback(v, p.arguments[0], _flag(p, "start")), ("snapname",), ("start",)),
+    "rollback": Command(
+        lambda v, p: snapshots.rollback(v, p.arguments[0], _flag(p, "start")), ("snapname",), ("start",)
+    ),
     "set": Command(_set, own=("delete", "revert", "digest"), takes_config=True),
     "shutdown": Command(
-        lambda v, p: lifecycle.shutdown(v, _number(p, "timeout", 60), _flag(p, "forceStop")), own=("timeout", "forceStop")
+        lambda v, p: lifecycle.shutdown(v, _number(p, "timeout", 60), _flag(p, "forceStop")),
+        own=("timeout", "forceStop"),
     ),
     "snapshot": Command(
-        lambda v, p: snapshots.snapshot(v, p.arguments[0], p.options.get("description", "")), ("snapname",), ("description",)
+        lambda v, p: snapshots.snapshot(v, p.arguments[0], p.options.get("description", "")),
+        ("snapname",),
+        ("description",),
     ),
     "start": Command(
         lambda v, p: lifecycle.start(v, _flag(p, "skiplock"), _flag(p, "debug")), own=("skiplock", "debug")
@@ -232,7 +253,7 @@ COMMANDS: dict[str, Command] = {
     "stop": Command(lambda v, p: lifecycle.stop(v, _flag(p, "skiplock")), own=("skiplock", "overrule-shutdown")),
     "template": Command(lambda v, p: lifecycle.template(v)),
     "unlock": Command(lambda v, p: lifecycle.unlock(v)),
-}  # fmt: skip
+}
 
 
 def _clone_config(parsed: Parsed) -> dict[str, str]:
@@ -311,7 +332,8 @@ def _delay() -> None:
 def main(words: list[str]) -> int:
     """Run pct and return its exit code."""
     if os.geteuid() != 0:
-        print("ipcc_send_rec[1] failed: Unknown error -1\nUnable to load access control list: Unknown error -1", file=sys.stderr)
+        print("ipcc_send_rec[1] failed: Unknown error -1", file=sys.stderr)
+        print("Unable to load access control list: Unknown error -1", file=sys.stderr)
         return 255
     os.environ["PATH"] = settings.SAFE_PATH
     os.umask(0o022)

@@ -162,5 +162,3 @@ def pull(vmid: int, source: str, target: str, options: dict[str, str]) -> int:
                     os.fchmod(descriptor, mode)
 
     return tasks.run_task("pull_file", vmid, work, keeps_rc=False)
-
-

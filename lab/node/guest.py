@@ -29,9 +29,7 @@ BEGIN, END = "# --- BEGIN PVE ---", "# --- END PVE ---"
 def networks(section: Section) -> dict[int, dict[str, str]]:
     """The network cards of a section by their number."""
     return {
-        int(key[3:]): NET.parse(value)
-        for key, value in sorted(section.options.items())
-        if re.fullmatch(r"net\d+", key)
+        int(key[3:]): NET.parse(value) for key, value in sorted(section.options.items()) if re.fullmatch(r"net\d+", key)
     }
 
 
@@ -235,7 +233,7 @@ def os_release(rootfs: Path) -> tuple[str, str]:
 
 def systemd_version(rootfs: Path) -> int:
     """The version of the guest's systemd by the name of its shared library, 0 without systemd."""
-    for folder in ("usr/lib/systemd", "lib/systemd", "usr/lib/x86_64-linux-gnu/systemd", "usr/lib/aarch64-linux-gnu/systemd"):
+    for folder in ("usr/lib/systemd", "lib/systemd", "usr/lib/x86_64-linux-gnu/systemd"):
         for found in (rootfs / folder).glob("libsystemd-shared-*.so"):
             match = re.match(r"libsystemd-shared-(\d+)", found.name)
             if match:

@@ -17,9 +17,9 @@ import re
 import shlex
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Mapping
 from urllib.parse import unquote, urlparse
 
 from node import settings
@@ -34,6 +34,10 @@ KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 _MIRROR, _SECURITY = "http://deb.example.org/debian", "http://deb.example.org/debian-security"
 # What concerns the way to the mirrors; what apt installs is the guest's own business
+_PIP_KEYS = frozenset(
+    ("index-url", "extra-index-url", "find-links", "no-index", "trusted-host", "proxy", "timeout", "default-timeout",
+     "retries")
+)  # fmt: skip
 _APT_KEYS = re.compile(
     r"^Acquire::(https?(::.*)?|Check-Valid-Until|Check-Date|Max-FutureTime|Retries|ForceIPv[46]|Languages)$", re.I
 )
@@ -91,8 +95,7 @@ def pip_settings(files: list[str], environ: Mapping[str, str]) -> dict[str, str]
     for name, value in environ.items():
         if name.startswith("PIP_") and name != "PIP_CONFIG_FILE" and value:
             merged[name[4:].lower().replace("_", "-")] = value.strip()
-    wanted = ("index-url", "extra-index-url", "find-links", "no-index", "trusted-host", "proxy", "timeout", "default-timeout", "retries")
-    kept = {key: value for key, value in merged.items() if key in wanted}
+    kept = {key: value for key, value in merged.items() if key in _PIP_KEYS}
     if "default-timeout" in kept:
         kept["timeout"] = kept.pop("default-timeout")
     return kept
@@ -197,7 +200,8 @@ def read_machine() -> Machine:
         mirror, security = debian_mirrors("\n\n".join(debian_only))
     environ = dict(os.environ)
     home = Path(environ.get("HOME", "/root"))
-    pip_files = ["/etc/xdg/pip/pip.conf", "/etc/pip.conf", str(home / ".pip/pip.conf"), str(home / ".config/pip/pip.conf")]
+    pip_files = ["/etc/xdg/pip/pip.conf", "/etc/pip.conf"]
+    pip_files += [str(home / ".pip/pip.conf"), str(home / ".config/pip/pip.conf")]
     if environ.get("PIP_CONFIG_FILE"):
         pip_files.append(environ["PIP_CONFIG_FILE"])
     certificates = sorted(Path("/usr/local/share/ca-certificates").rglob("*.crt"))

@@ -20,8 +20,9 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 from node import image, runtime, settings, store
 from node.errors import PctError
@@ -32,6 +33,7 @@ PACKAGES = (
     "procps",
 )  # fmt: skip
 _ALIAS = "phoenix-lab"
+_NOT_HERE = "the lab is for machines without it; nothing was changed"
 _FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 _SUBIDS = f"root:{settings.ID_START}:{settings.ID_COUNT}"
 
@@ -56,7 +58,8 @@ class State:
             try:
                 self.values = json.loads(settings.STATE_FILE.read_text())
             except ValueError:
-                raise PctError(f"{settings.STATE_FILE} is not JSON; repair or remove it, then run 'lab up' again", 1) from None
+                text = f"{settings.STATE_FILE} is not JSON; repair or remove it, then run the same again"
+                raise PctError(text, 1) from None
 
     def set(self, key: str, value: Any) -> None:
         """Note a value."""
@@ -85,9 +88,9 @@ def refuse_real_node(root: Path = Path("/")) -> None:
     """Never touch a machine that has the real thing."""
     for name in ("usr/bin/pvesh", "usr/bin/pmxcfs", "usr/share/perl5/PVE/CLI/pct.pm"):
         if (root / name).exists():
-            raise PctError(f"this machine has Proxmox VE ({root / name}): the lab is for machines without it; nothing was changed", 1)
+            raise PctError(f"this machine has Proxmox VE ({root / name}); {_NOT_HERE}", 1)
     if root == Path("/") and mounted(settings.PVE):
-        raise PctError(f"{settings.PVE} is a mount (Proxmox VE?): the lab is for machines without it; nothing was changed", 1)
+        raise PctError(f"{settings.PVE} is a mount (Proxmox VE?); {_NOT_HERE}", 1)
 
 
 def overlapping(subnet: str, addresses: list[dict[str, Any]], routes: list[dict[str, Any]]) -> str:
@@ -140,7 +143,9 @@ def up() -> None:
         _base(state)
         _models()
         _link(state)
-    say(f"up ({time.monotonic() - started:.0f} s): pct at {settings.PCT_LINK}, bridge {settings.BRIDGE} {_subnet(state)}.0/24, base local:vztmpl/{settings.BASE_NAME}")
+    took = f"{time.monotonic() - started:.0f} s"
+    place = f"bridge {settings.BRIDGE} {_subnet(state)}.0/24, base local:vztmpl/{settings.BASE_NAME}"
+    say(f"up ({took}): pct at {settings.PCT_LINK}, {place}")
 
 
 def _subnet(state: State) -> str:
@@ -188,7 +193,9 @@ def _packages(state: State) -> None:
     install = ["apt-get", "-q", "-y", "--no-install-recommends", "install", *missing]
     with _services_stay_off():
         for argv in (install, ["apt-get", "-q", "update"], install):
-            done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environ, check=False)
+            done = subprocess.run(
+                argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environ, check=False
+            )
             if done.returncode == 0 and argv is install:
                 break
         else:
@@ -271,7 +278,8 @@ def _network(state: State) -> None:
         run(["ip", "link", "add", settings.BRIDGE, "type", "bridge"])
         run(["ip", "link", "set", settings.BRIDGE, "alias", _ALIAS])
     # without a fixed address of its own the bridge takes that of its newest port, and the containers' ARP goes stale
-    run(["ip", "link", "set", settings.BRIDGE, "address", "0e:00:00:" + ":".join(f"{int(p):02x}" for p in subnet.split("."))])
+    hwaddr = "0e:00:00:" + ":".join(f"{int(part):02x}" for part in subnet.split("."))
+    run(["ip", "link", "set", settings.BRIDGE, "address", hwaddr])
     run(["ip", "link", "set", settings.BRIDGE, "mtu", _uplink_mtu(), "up"])
     run(["ip", "addr", "replace", f"{subnet}.1/24", "brd", "+", "dev", settings.BRIDGE])
     if _FORWARD.read_text().strip() != "1":
@@ -306,7 +314,8 @@ def _pool() -> None:
         run(["mkfs.btrfs", "-q", "-L", "phoenix-lab", str(partial)])
         partial.rename(settings.POOL_IMAGE)
     settings.POOL_MOUNT.mkdir(exist_ok=True)
-    run(["mount", "-t", "btrfs", "-o", "loop,noatime,discard=async", str(settings.POOL_IMAGE), str(settings.POOL_MOUNT)])
+    mount_options = "loop,noatime,discard=async"
+    run(["mount", "-t", "btrfs", "-o", mount_options, str(settings.POOL_IMAGE), str(settings.POOL_MOUNT)])
     (settings.POOL_MOUNT / "images").mkdir(exist_ok=True)
 
 
@@ -418,7 +427,8 @@ def _pool_down() -> None:
     while mounted(settings.POOL_MOUNT):
         if not succeeds(["umount", str(settings.POOL_MOUNT)]):
             if time.monotonic() > deadline:
-                raise PctError(f"{settings.POOL_MOUNT} is still in use: see 'fuser -vm {settings.POOL_MOUNT}', then run 'lab down' again", 1)
+                hint = f"see 'fuser -vm {settings.POOL_MOUNT}', then run 'lab down' again"
+                raise PctError(f"{settings.POOL_MOUNT} is still in use: {hint}", 1)
             time.sleep(0.2)
     # a loop device normally goes with its mount; one that was left over by a crash is found by its file
     if shutil.which("losetup"):
@@ -463,13 +473,15 @@ def _packages_down(state: State) -> None:
         check=False,
     )
     if done.returncode:
-        raise PctError("apt-get could not purge the lab's packages:\n" + "\n".join(done.stderr.strip().splitlines()[-8:]), 1)
+        words = "\n".join(done.stderr.strip().splitlines()[-8:])
+        raise PctError(f"apt-get could not purge the lab's packages:\n{words}", 1)
 
 
 def _folders_down(state: State) -> None:
     last = str(settings.STATE)
     for name in [*sorted(set(state.values.get("folders", [])) - {last}, reverse=True), last]:
-        shutil.rmtree(name, ignore_errors=False) if os.path.isdir(name) else None
+        if os.path.isdir(name):
+            shutil.rmtree(name)
 
 
 # --- status ----------------------------------------------------------------------------------------------------------
@@ -507,7 +519,7 @@ def main(words: list[str]) -> int:
     try:
         if words == ["status"]:
             return status()
-        up() if words == ["up"] else down()
+        (up if words == ["up"] else down)()
     except PctError as reason:
         print(f"lab: {reason}", file=sys.stderr)
         return 1
@@ -515,5 +527,3 @@ def main(words: list[str]) -> int:
         print(f"lab: {reason.filename or 'system call'}: {reason.strerror}", file=sys.stderr)
         return 1
     return 0
-
-

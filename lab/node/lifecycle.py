@@ -144,7 +144,7 @@ def clone(vmid: int, new: int, extra: dict[str, str]) -> int:
     for volume in volumes.values():
         if not full and not volume.storage.can_snapshot:
             raise PctError(f"Linked clone feature for '{volume}' is not available")
-    places = {key: storage.for_rootdir(extra["storage"]) if "storage" in extra else v.storage for key, v in volumes.items()}
+    elsewhere = storage.for_rootdir(extra["storage"]) if "storage" in extra else None
 
     section = source.copy()
     for key in list(section.options):
@@ -166,7 +166,7 @@ def clone(vmid: int, new: int, extra: dict[str, str]) -> int:
                     kind = "full" if full else "linked"
                     print(f"create {kind} clone of mountpoint {key} ({volume})", flush=True)
                     if full:
-                        copy = storage.full_clone(volume, places[key], new, snapname)
+                        copy = storage.full_clone(volume, elsewhere or volume.storage, new, snapname)
                     else:
                         copy = storage.linked_clone(volume, new, snapname)
                     made.append(copy)
@@ -396,7 +396,8 @@ def disk_usage(vmid: int) -> None:
         total = schema.size_bytes(properties.get("size", "0")) or fs.f_blocks * fs.f_frsize
         used = storage.used_bytes(source)
         share = f"{used / total:.1f}" if total else "0.0"
-        cells.append((key, properties["volume"], _human(total), _human(used), _human(max(0, total - used)), share, path))
+        numbers = (_human(total), _human(used), _human(max(0, total - used)), share)
+        cells.append((key, properties["volume"], *numbers, path))
     widths = [max(len(row[i]) for row in cells) for i in range(7)]
     for row in cells:
         print(" ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
@@ -409,4 +410,3 @@ def _human(count: int) -> str:
             return f"{size:.1f}{unit}"
         size /= 1024
     return f"{size:.1f}T"
-

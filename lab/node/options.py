@@ -8,8 +8,8 @@ booleans with an optional value, everything behind ``--`` verbatim. Pure.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Iterable
 
 from node.errors import UsageError
 

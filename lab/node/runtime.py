@@ -16,9 +16,9 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Iterator
 
 from node import guest, settings, storage, tasks
 from node.conf import Section
@@ -117,7 +117,8 @@ def limits(options: dict[str, str], cgroup2: bool) -> list[tuple[str, str]]:
     units = options.get("cpuunits")
     if cgroup2:
         # memory.high a little below, so that the guest is slowed down before it is killed (as on Proxmox)
-        found = [("memory.max", str(memory)), ("memory.high", str(memory * 1016 // 1024)), ("memory.swap.max", str(swap))]
+        high = memory * 1016 // 1024
+        found = [("memory.max", str(memory)), ("memory.high", str(high)), ("memory.swap.max", str(swap))]
         if limit:
             found.append(("cpu.max", f"{int(limit * 100000)} 100000"))
         if units:
@@ -137,7 +138,8 @@ def render_config(vmid: int, section: Section, host: Host, rules: dict[str, str]
     unprivileged = options.get("unprivileged") == "1"
     features = FEATURES.parse(options.get("features", ""))
     cgroup = "lxc.cgroup2" if host.cgroup2 else "lxc.cgroup"
-    lines = ["# Made by the lab's pct at each start; edit /etc/pve/lxc instead.", "lxc.include = /usr/share/lxc/config/common.conf"]
+    lines = ["# Made by the lab's pct at each start; edit /etc/pve/lxc instead."]
+    lines.append("lxc.include = /usr/share/lxc/config/common.conf")
     if unprivileged:
         lines.append("lxc.include = /usr/share/lxc/config/userns.conf")
     lines += [
@@ -161,20 +163,21 @@ def render_config(vmid: int, section: Section, host: Host, rules: dict[str, str]
     lines.append(f"{cgroup}.cpuset.cpus = {','.join(map(str, host.cpus))}")
     for key, properties in devices(section).items():
         lines.append(f"{cgroup}.devices.allow = {rules[key]}")
-        inner = _escape(properties["path"].lstrip("/"))
-        lines.append(f"lxc.mount.entry = {_escape(str(passthrough(vmid)) + properties['path'])} {inner} none bind,create=file 0 0")
+        lines.append(_mount_entry(str(passthrough(vmid)) + properties["path"], properties["path"], "bind,create=file"))
     for properties in mount_points(section).values():
         source = mount_source(properties)
-        words = ["bind", "create=" + ("dir" if source.is_dir() else "file")] + (["ro"] if properties.get("ro") == "1" else [])
-        words += [word for word in properties.get("mountoptions", "").split(";") if word in ("nodev", "nosuid", "noexec", "noatime")]
-        lines.append(f"lxc.mount.entry = {_escape(str(source))} {_escape(properties['mp'].lstrip('/'))} none {','.join(words)} 0 0")
+        words = ["bind", "create=" + ("dir" if source.is_dir() else "file")]
+        words += ["ro"] if properties.get("ro") == "1" else []
+        words += [word for word in properties.get("mountoptions", "").split(";") if word in _BIND_OPTIONS]
+        lines.append(_mount_entry(str(source), properties["mp"], ",".join(words)))
     for folder in host.shared_folders:
-        lines.append(f"lxc.mount.entry = {_escape(folder)} {_escape(folder.lstrip('/'))} none bind,ro,create=dir,optional 0 0")
+        lines.append(_mount_entry(folder, folder, "bind,ro,create=dir,optional"))
     for kind, inside, outside, count in id_map(section.raw, unprivileged, settings.ID_START, settings.ID_COUNT):
         lines.append(f"lxc.idmap = {kind} {inside} {outside} {count}")
     for number, net in sorted(guest.networks(section).items()):
         prefix = f"lxc.net.{number}"
-        lines += [f"{prefix}.type = veth", f"{prefix}.veth.pair = veth{vmid}i{number}", f"{prefix}.name = {net['name']}"]
+        lines += [f"{prefix}.type = veth", f"{prefix}.name = {net['name']}"]
+        lines.append(f"{prefix}.veth.pair = veth{vmid}i{number}")
         lines += [f"{prefix}.hwaddr = {net['hwaddr']}"] if "hwaddr" in net else []
         lines += [f"{prefix}.link = {net['bridge']}"] if "bridge" in net else []
         lines += [f"{prefix}.mtu = {net['mtu']}"] if "mtu" in net else []
@@ -188,8 +191,15 @@ def render_config(vmid: int, section: Section, host: Host, rules: dict[str, str]
     return "".join(line + "\n" for line in lines)
 
 
+_BIND_OPTIONS = frozenset({"nodev", "nosuid", "noexec", "noatime"})
+
+
+def _mount_entry(source: str, target: str, words: str) -> str:
+    """A line of LXC's config for a bind mount; paths are escaped as fstab wants them."""
+    return f"lxc.mount.entry = {_escape(source)} {_escape(target.lstrip('/'))} none {words} 0 0"
+
+
 def _escape(path: str) -> str:
-    """A path as fstab wants it."""
     return path.replace("\\", "\\134").replace(" ", "\\040").replace("\t", "\\011")
 
 
@@ -257,9 +267,9 @@ def make_device_node(vmid: int, section: Section, properties: Properties) -> Pat
     node = Path(str(passthrough(vmid)) + properties["path"])
     node.parent.mkdir(parents=True, exist_ok=True)
     node.unlink(missing_ok=True)
-    kind = stat.S_IFMT(found.st_mode)
-    os.mknod(node, kind | 0o600, found.st_rdev)
-    os.chown(node, to_host(maps, "u", int(properties.get("uid", "0"))), to_host(maps, "g", int(properties.get("gid", "0"))))
+    os.mknod(node, stat.S_IFMT(found.st_mode) | 0o600, found.st_rdev)
+    uid, gid = (to_host(maps, kind, int(properties.get(f"{kind}id", "0"))) for kind in "ug")
+    os.chown(node, uid, gid)
     os.chmod(node, int(properties.get("mode", "0660"), 8))
     return node
 
@@ -387,6 +397,10 @@ def bridge_exists(name: str) -> bool:
     return Path(f"/sys/class/net/{name}/bridge").is_dir()
 
 
+def _mtu_of(bridge: str) -> str:
+    return Path(f"/sys/class/net/{bridge}/mtu").read_text().strip() if bridge else "1500"
+
+
 def apply_net(vmid: int, number: int, old: Properties | None, new: Properties | None, section: Section) -> None:
     """Plug, change or unplug a network card of a running container. ``section`` already has the new state."""
     pair = f"veth{vmid}i{number}"
@@ -399,9 +413,10 @@ def apply_net(vmid: int, number: int, old: Properties | None, new: Properties | 
     if new is not None:
         name = new["name"]
         if replug:
-            mtu = new.get("mtu") or Path(f"/sys/class/net/{new['bridge']}/mtu").read_text().strip() if "bridge" in new else "1500"
+            mtu = new.get("mtu") or _mtu_of(new.get("bridge", ""))
             peer = f"{pair}p"
-            run(["ip", "link", "add", pair, "mtu", mtu, "type", "veth", "peer", "name", peer, "mtu", mtu, "address", new["hwaddr"]])
+            ends = ["type", "veth", "peer", "name", peer, "mtu", mtu, "address", new["hwaddr"]]
+            run(["ip", "link", "add", pair, "mtu", mtu, *ends])
             if "bridge" in new:
                 run(["ip", "link", "set", pair, "master", new["bridge"]])
             run(["ip", "link", "set", pair, "up"])

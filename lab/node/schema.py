@@ -13,10 +13,10 @@ from __future__ import annotations
 import ipaddress
 import re
 import secrets
-from typing import Callable, Dict, Optional
+from typing import Callable
 
 Validator = Callable[[str], str]
-Properties = Dict[str, str]
+Properties = dict[str, str]
 
 
 class PropertyError(ValueError):
@@ -148,7 +148,8 @@ def _address_and_length(family: int, words: tuple[str, ...]) -> Validator:
                 return text
         except ValueError:
             pass
-        raise ValueError(f"invalid format - value '{text}' does not look like a valid IPv{family} network configuration")
+        kind = f"IPv{family} network configuration"
+        raise ValueError(f"invalid format - value '{text}' does not look like a valid {kind}")
 
     return check
 
@@ -245,11 +246,12 @@ def _device_path(text: str) -> str:
     return text
 
 
+_MOUNT_OPTION = "(noatime|lazytime|nodev|nosuid|noexec|discard)"
 _VOLUME_KEYS: dict[str, Validator] = {
     "volume": anything,
     "size": _disk_size,
     **dict.fromkeys(("acl", "ro", "quota", "replicate", "shared"), boolean),
-    "mountoptions": pattern(r"(noatime|lazytime|nodev|nosuid|noexec|discard)(;(noatime|lazytime|nodev|nosuid|noexec|discard))*"),
+    "mountoptions": pattern(rf"{_MOUNT_OPTION}(;{_MOUNT_OPTION})*"),
 }
 ROOTFS = PropertyString(_VOLUME_KEYS, default="volume", required=("volume",))
 MOUNT = PropertyString(
@@ -325,7 +327,7 @@ REQUIRED = frozenset({"rootfs", "memory", "ostype"})
 READ_ONLY = frozenset({"arch", "unprivileged", "template"})
 
 
-def validator(name: str) -> Optional[Validator]:
+def validator(name: str) -> Validator | None:
     """The validator of an option, None when there is no such option."""
     if name in _SIMPLE:
         return _SIMPLE[name]

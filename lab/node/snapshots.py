@@ -20,7 +20,8 @@ _OF_SNAPSHOTS = ("snaptime", "parent", "snapstate", "lock")
 def check_name(name: str) -> None:
     """The genuine rules for names of snapshots."""
     if not re.fullmatch(r"(?i)[a-z][a-z0-9_-]+", name) or len(name) > 40:
-        reason = f"invalid format - invalid configuration ID '{name}'" if len(name) <= 40 else "value may only be 40 characters long"
+        reason = f"invalid format - invalid configuration ID '{name}'"
+        reason = reason if len(name) <= 40 else "value may only be 40 characters long"
         raise UsageError(f"400 Parameter verification failed.\nsnapname: {reason}\n")
     if name in ("current", "vzdump"):
         raise PctError(f"unable to use snapshot name '{name}' (reserved name)")
@@ -130,7 +131,8 @@ def rollback(vmid: int, name: str, start: bool) -> int:
                 raise PctError("you can't rollback if VM is a template")
             store.refuse_locked(conf)
             if conf.snapshots[name].options.get("snapstate"):
-                raise PctError(f"unable to rollback to incomplete snapshot (snapstate = {conf.snapshots[name].options['snapstate']})")
+                state = conf.snapshots[name].options["snapstate"]
+                raise PctError(f"unable to rollback to incomplete snapshot (snapstate = {state})")
             if runtime.is_running(vmid):
                 runtime.stop(vmid)
             conf = store.load(vmid)
@@ -166,5 +168,3 @@ def show(vmid: int) -> None:
 def _known(conf: Conf, name: str) -> None:
     if name not in conf.snapshots:
         raise PctError(f"snapshot '{name}' does not exist")
-
-

@@ -72,7 +72,7 @@ def parse_storage_cfg(text: str) -> dict[str, Storage]:
         match = re.fullmatch(r"(\w+):\s*(\S+)\s*", header)
         if not match or header.startswith("#"):
             continue
-        values = dict((line.split(None, 1) + [""])[:2] for line in lines if line.strip())
+        values = dict([*line.split(None, 1), ""][:2] for line in lines if line.strip())
         content = frozenset(values.get("content", "").split(","))
         found[match[2]] = Storage(match[2], match[1], Path(values.get("path", "/var/lib/vz")), content)
     return found

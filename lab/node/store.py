@@ -11,8 +11,8 @@ import fcntl
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
 from node import conf as conf_format
 from node import settings

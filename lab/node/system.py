@@ -35,7 +35,8 @@ def run(argv: list[str], *, check: bool = True, data: str | None = None, timeout
         raise PctError(f"command '{' '.join(argv)}' failed: got timeout") from None
     if check and done.returncode:
         words = (done.stderr or done.stdout).strip()
-        raise PctError(f"command '{' '.join(argv)}' failed: exit code {done.returncode}" + (f"\n{words}" if words else ""))
+        text = f"command '{' '.join(argv)}' failed: exit code {done.returncode}"
+        raise PctError(f"{text}\n{words}" if words else text)
     return done.stdout
 
 

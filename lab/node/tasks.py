@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -60,10 +61,8 @@ def run_task(kind: str, vmid: int, work: Callable[[], None], *, keeps_rc: bool =
     def pass_on(number: int, frame: object) -> None:
         nonlocal signals
         signals += 1
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(child, signal.SIGTERM if signals < 4 else signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
     previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     started = int(time.time())
@@ -131,9 +130,7 @@ def _worker(work: Callable[[], None], output: int, verdict: int) -> None:
         words, code = f"error {reason.filename or 'system call'}: {reason.strerror}", 1
     except BaseException:
         words, code = "error " + traceback.format_exc(), 1
-    try:
+    with contextlib.suppress(OSError):
         sys.stdout.flush()
-    except OSError:
-        pass
     os.write(verdict, words.encode()[-60000:])
     os._exit(code)
