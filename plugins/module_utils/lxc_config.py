@@ -96,13 +96,14 @@ def read(path: str, file: str) -> bytes:
     try:
         with open(path, "rb") as handle:
             return handle.read()
-    except FileNotFoundError:
-        fault, remedy = "there is no such file", "correct its name in config_files or override_files, or create it"
-    except IsADirectoryError:
-        fault, remedy = "this is a folder", "name the JSON file in it"
+    except FileNotFoundError as error:
+        missing = "correct its name in config_files or override_files, or create it"
+        raise ConfigError([problem(file, (), "there is no such file", missing)]) from error
+    except IsADirectoryError as error:
+        raise ConfigError([problem(file, (), "it is a folder", "name the JSON file in it")]) from error
     except OSError as error:
-        fault, remedy = f"it can't be read: {error.strerror}", "check its permissions"
-    raise ConfigError([problem(file, (), fault, remedy)])
+        fault = f"it can't be read: {error.strerror}"
+        raise ConfigError([problem(file, (), fault, "check its permissions")]) from error
 
 
 def parse(content: bytes, file: str) -> dict[str, Any]:
@@ -114,15 +115,15 @@ def parse(content: bytes, file: str) -> dict[str, Any]:
     """
 
     def refuse(fault: str, remedy: str) -> ConfigError:
-        return ConfigError([Problem(file, "", (), _MISSING, fault, remedy)])
+        return ConfigError([problem(file, (), fault, remedy)])
 
     twice: list[str] = []
 
     def pairs(members: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(members)
         if len(result) < len(members):
-            seen: set[str] = set()
-            twice.extend(key for key, _ in members if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            keys = [key for key, member in members]
+            twice.extend(key for key in result if keys.count(key) > 1)
         return result
 
     def constant(word: str) -> Any:
@@ -722,7 +723,7 @@ def _check_network(key: str, network: dict[str, Any], mac: str | None, findings:
 def _check_raw(result: dict[str, Any], findings: _Findings) -> None:
     profile = result.get("apparmor_profile")
     for line in result.get("lxc_options", []):
-        key, _, value = line.partition(": ")
+        key, value = line.split(": ", 1)
         if profile and key == "lxc.apparmor.profile" and value != profile:
             findings.wrong(("apparmor_profile",), profile, f"differs from lxc_options, {value}", "keep one of the two")
         if result.get("id_maps") and key == "lxc.idmap":
@@ -745,25 +746,17 @@ def _check_mounts(result: dict[str, Any], findings: _Findings) -> None:
 
 
 def _check_id_maps(id_maps: list[dict[str, Any]], findings: _Findings) -> None:
-    for kind in "ug":
-        lines = sorted(_id_ranges(id_maps, kind), key=lambda line: line[0])
-        for side, name in ((0, "container_id"), (1, "host_id")):
-            ranges = sorted((line[side], line[side] + line[2]) for line in (*lines, *(_id_gaps(lines) if side else ())))
-            for (start, end), (following, _) in zip(ranges, ranges[1:]):
-                if following < end:
-                    what = "users" if kind == "u" else "groups"
-                    findings.wrong(
-                        ("id_maps",),
-                        _MISSING,
-                        f"{name} {following} of {what} is mapped twice (by the range that begins at {start}, too)"
-                        + (
-                            f"; ids that are not listed are mapped to {_IDMAP_HOST} and up"
-                            if side and following >= _IDMAP_HOST
-                            else ""
-                        ),
-                        "make the ranges meet nowhere",
-                    )
-                    break
+    """Neither an id inside nor one on the host may be in two ranges; the kernel takes no such map."""
+    for kind, whose in (("u", "user"), ("g", "group")):
+        given = _id_ranges(id_maps, kind)
+        for side, name, ranges in ((0, "container_id", given), (1, "host_id", given + _id_gaps(given))):
+            spans = sorted((line[side], line[side] + line[2]) for line in ranges)
+            twice = [span[0] for before, span in zip(spans, spans[1:]) if span[0] < before[1]]
+            if twice:
+                fault = f"{whose} {name} {twice[0]} is mapped twice"
+                if side:
+                    fault += f" (what is not listed is mapped to {_IDMAP_HOST} and up)"
+                findings.wrong(("id_maps",), _MISSING, fault, "make the ranges meet nowhere")
 
 
 def _id_ranges(id_maps: list[dict[str, Any]], kind: str) -> list[tuple[int, int, int]]:
@@ -778,7 +771,7 @@ def _id_ranges(id_maps: list[dict[str, Any]], kind: str) -> list[tuple[int, int,
 def _id_gaps(lines: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
     """The ranges between those given, mapped as Proxmox maps all ids when nothing is said."""
     gaps, start = [], 0
-    for inside, _, size in sorted(lines):
+    for inside, _host, size in sorted(lines):
         if inside > start and start < _IDMAP_SIZE:
             gaps.append((start, _IDMAP_HOST + start, min(inside, _IDMAP_SIZE) - start))
         start = max(start, inside + size)
@@ -874,7 +867,7 @@ def _check_references(
         others = [str(other) for other in entry.get("dependencies", []) if str(other) in entries]
         after[ctid] = list(dict.fromkeys(clones[ctid] + others))
         declared = containers[ctid]
-        if nodes is not None and entry.get("node", next(iter(nodes))) not in nodes:
+        if nodes is not None and "node" in entry and entry["node"] not in nodes:
             yield Problem(file, ctid, ("node",), entry["node"], "is not among the nodes", f"write {_either(nodes)}")
         if source is not None and str(source) not in containers:
             yield Problem(
@@ -885,10 +878,7 @@ def _check_references(
                 "is a container that is not declared",
                 f"declare it too, or clone from one that is: {_some(sorted(set(containers) - {ctid}))}",
             )
-        silent = [
-            key for key in ("clone_from_ctid", "template", "template_file") if declared.get(key) not in (None, "")
-        ]
-        if not silent:
+        if all(declared.get(key) in (None, "") for key in ("clone_from_ctid", "template", "template_file")):
             yield Problem(
                 file,
                 ctid,
@@ -926,9 +916,9 @@ def _check_twice(entries: dict[str, dict[str, Any]], file: str) -> Iterator[Prob
             network = entry.get(key, {})
             if "/" in network.get("ip", ""):
                 uses.append(("ip", network["ip"].partition("/")[0], (key, "ip"), network["ip"]))
-            if "hwaddr" in network:
+            if "hwaddr" in network and network["hwaddr"] != entry.get("mac_address"):
                 uses.append(("mac", network["hwaddr"], (key, "hwaddr"), network["hwaddr"]))
-        if "mac_address" in entry and "network_config" not in entry:
+        if "mac_address" in entry:
             uses.append(("mac", entry["mac_address"], ("mac_address",), entry["mac_address"]))
         for kind, identity, path, value in uses:
             other, other_path = seen.setdefault((kind, identity), (ctid, path))

@@ -89,7 +89,7 @@ def test_parse_gives_what_json_gives(data: dict[str, Any]) -> None:
     assert lxc_config.parse(json.dumps(data).encode(), FILE) == data
 
 
-@pytest.mark.parametrize(("name", "said"), [("missing.json", "there is no such file"), (".", "this is a folder")])
+@pytest.mark.parametrize(("name", "said"), [("missing.json", "there is no such file"), (".", "it is a folder")])
 def test_read_refuses(tmp_path: Any, name: str, said: str) -> None:
     with pytest.raises(ConfigError, match=f"^site/x.json: {said}; "):
         lxc_config.read(str(tmp_path / name), "site/x.json")
