@@ -60,8 +60,10 @@ def module(**options: Any) -> lxc_configs.InventoryModule:
     return plugin
 
 
-def populated(config: dict[str, Any] = CONFIG, nodes: dict[str, Any] | None = None, **options: Any) -> InventoryData:
-    plugin = module(**options)
+def populated(
+    config: dict[str, Any] | None = None, nodes: dict[str, Any] | None = None, **options: Any
+) -> InventoryData:
+    plugin, config = module(**options), config or CONFIG
     assert lxc_config.check(config, "f") == []
     nodes = nodes or OPTIONS["nodes"]
     plugin.populate(config, nodes, next(iter(nodes)))
@@ -299,7 +301,7 @@ def test_verify_file(tmp_path: Path, name: str, wanted: bool) -> None:
 # --- files --------------------------------------------------------------------------------------------------------
 
 
-def site(folder: Path, config: Any = CONFIG, overrides: Any = None, **source: Any) -> Path:
+def site(folder: Path, config: Any, overrides: Any = None, **source: Any) -> Path:
     """A source and its files in a folder; texts are written as they are, None writes no file."""
     text = {
         "phoenix_lxc_configs.json": config,
@@ -325,7 +327,7 @@ def load(path: Path, **options: Any) -> dict[str, Any]:
 
 def test_load(tmp_path: Path) -> None:
     patch = {"lxc_configs": {"921": {"cores": 2, "features": None}}}
-    config = load(site(tmp_path, overrides=patch), override_files=["overrides.json"])
+    config = load(site(tmp_path, CONFIG, patch), override_files=["overrides.json"])
     assert config["lxc_configs"]["921"]["cores"] == 2
     assert "features" not in config["lxc_configs"]["921"]
     assert config["lxc_configs"]["900"] == BASE
@@ -449,7 +451,7 @@ def test_text_arrives_as_it_is_and_the_export_is_plain(tmp_path: Path) -> None:
 
 
 def test_variables_of_the_source_are_templates(tmp_path: Path) -> None:
-    path = site(tmp_path, nodes={"pve": {"ansible_host": "{{ 'pve' ~ 1 }}"}})
+    path = site(tmp_path, CONFIG, nodes={"pve": {"ansible_host": "{{ 'pve' ~ 1 }}"}})
     playbook = tmp_path / "play.yml"
     playbook.write_text(
         "- hosts: ctid_900\n  gather_facts: false\n  tasks:\n"

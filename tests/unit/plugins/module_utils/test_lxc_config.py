@@ -402,7 +402,7 @@ def test_an_unknown_source() -> None:
 
 
 def test_an_unknown_node() -> None:
-    problems, _ = lxc_config.examine(config(node="pve9"), FILE, ["pve1", "pve2"])
+    problems = lxc_config.examine(config(node="pve9"), FILE, ["pve1", "pve2"])[0]
     assert [str(problem) for problem in problems] == [
         f'{FILE}: CTID 921, key node: "pve9" is not among the nodes; write pve1 or pve2.'
     ]
@@ -779,9 +779,10 @@ def test_idmap_lines_leave_no_gap(ranges: list[tuple[int, int]]) -> None:
         end = start + size
     covered = 0
     for line in lxc_config.idmap_lines(maps):
-        key, kind, inside, _, size = line.split()
+        key, kind, inside, host, size = line.split()
         assert key == "lxc.idmap:"
         if kind == "u":
             assert int(inside) == covered
+            assert int(host) - int(inside) in (100000, 1000000)
             covered += int(size)
     assert covered == 65536
