@@ -123,7 +123,7 @@ def test_refused(entry: dict[str, Any], said: str) -> None:
 )
 def test_same(one: Any, other: Any, same: bool) -> None:
     assert vllm_flat.same(one, other) is same
-    assert vllm_flat.same(other, one) is same
+    assert vllm_flat.same(*(other, one)) is same
 
 
 def test_groups_and_the_deprecation() -> None:
