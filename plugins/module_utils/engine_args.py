@@ -201,7 +201,13 @@ def _words(name: str, value: Any, kind: str) -> Any:
         return value
     if kind in ("list", "repeated"):
         items = value if isinstance(value, list) else [value]
-        words = [_scalar(name, item, "a list of strings or numbers") for item in items]
+        # lora_modules takes objects, each as its JSON.
+        words = [
+            json.dumps(item)
+            if isinstance(item, dict) and name not in SECRET_ARGUMENTS
+            else _scalar(name, item, "a list of strings or numbers")
+            for item in items
+        ]
         if kind == "repeated":
             return tuple(words)
         if not words:
@@ -283,16 +289,13 @@ def entries(checked: Mapping[str, Any], table: Mapping[str, Any] | None = None) 
     return lines
 
 
-def render(checked: Mapping[str, Any], table: Mapping[str, Any] | None = None, hide: bool = False) -> str:
+def render(checked: Mapping[str, Any], table: Mapping[str, Any] | None = None) -> str:
     """Return the text of the YAML file for ``vllm serve MODEL --config FILE``.
 
     Args:
         checked: from `check`.
         table: the same table.
-        hide: put a placeholder for secret values, to show the text to people.
     """
-    if hide:
-        checked = {name: HIDDEN if name in SECRET_ARGUMENTS else value for name, value in checked.items()}
     lines = ["# Written by Ansible (phoenix.hypervisor.vllm_model_server) from the engine config. Don't edit."]
     for key, value in entries(checked, table).items():
         if value is True:
@@ -304,6 +307,12 @@ def render(checked: Mapping[str, Any], table: Mapping[str, Any] | None = None, h
             lines.append(f"{_key(key)}: {_yaml(value)}")
     # `vllm serve` can't read a file that has nothing in it.
     return "\n".join(lines) + ("\n" if len(lines) > 1 else "\n{}\n")
+
+
+def hide(text: str) -> str:
+    """Return the text of such a file as people may see it, with a placeholder for every secret value."""
+    names = "|".join(sorted(SECRET_ARGUMENTS))
+    return re.sub(rf'^"?({names})(?:[":=]).*(?:\n- .*)*', rf'\1: "{HIDDEN}"', text, flags=re.M)
 
 
 def _key(text: str) -> str:

@@ -91,6 +91,7 @@ def test_an_argument_is_accepted_in_any_group_or_none(group):
         ({"served_model_name": ["a", "b c"]}, ["--served-model-name", "a", "b c"]),
         ({"served_model_name": "007"}, ["--served-model-name", "007"]),
         ({"served_model_name": "yes"}, ["--served-model-name", "yes"]),
+        ({"lora_modules": [{"name": "x", "path": "/p"}]}, ["--lora-modules", '{"name": "x", "path": "/p"}']),
         ({"middleware": ["a.B", "c.D"]}, ["--middleware=a.B", "--middleware=c.D"]),
         ({"allowed_origins": ["*"]}, ["--allowed-origins", '["*"]']),
         ({"allowed_origins": []}, ["--allowed-origins", "[]"]),
@@ -173,11 +174,14 @@ def test_a_file_without_arguments_is_an_object():
 
 
 def test_secrets_are_hidden_and_never_in_a_message():
-    config = {"ServerConfig": {"api_key": ["s3cret"], "hf_token": "t0ken"}}
+    config = {"ServerConfig": {"api_key": ["s3cret"], "hf_token": "-t0ken", "port": 8001}}
     arguments = engine_args.flatten(config)
-    assert engine_args.secrets(arguments) == ["s3cret", "t0ken"]
-    shown = engine_args.render(engine_args.check(arguments, TABLE), TABLE, hide=True)
-    assert "s3cret" not in shown and "t0ken" not in shown and "api-key" in shown
+    assert engine_args.secrets(arguments) == ["-t0ken", "s3cret"]
+    text = engine_args.render(engine_args.check(arguments, TABLE), TABLE)
+    shown = engine_args.hide(text)
+    assert "s3cret" in text and "t0ken" in text
+    assert "s3cret" not in shown and "t0ken" not in shown
+    assert yaml.safe_load(shown) == {"api-key": "(hidden)", "hf-token": "(hidden)", "port": 8001}
     for mistake in ({"api_key": {"s3cret": 1}}, {"A": {"api_key": "s3cret"}, "B": {"api_key": "other"}}):
         with pytest.raises(EngineConfigError) as error:
             words(mistake)
