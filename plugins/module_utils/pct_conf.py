@@ -1,0 +1,190 @@
+# Copyright (c) 2026 The Phoenix Hypervisor team
+# GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Proxmox's conf-file format of a container, and the property strings in it: parsed, rendered, compared.
+
+Nothing here touches a file or runs a process. The format is that of C(/etc/pve/lxc/<vmid>.conf): the main section with
+C(key: value) lines and raw C(lxc.*) lines, then C([pve:pending]), then a section for each snapshot.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from urllib.parse import quote, unquote
+
+# The sub-key that a property string may give without its name, by the key's name without its number.
+_DEFAULT_SUBKEY = {"rootfs": "volume", "mp": "volume", "dev": "path", "startup": "order"}
+_PROPERTY_KEYS = {*_DEFAULT_SUBKEY, "net", "features"}
+_BOOLEANS = {"1": "1", "yes": "1", "true": "1", "on": "1", "0": "0", "no": "0", "false": "0", "off": "0"}
+_BOOLEAN_KEYS = {"onboot", "protection", "unprivileged", "template", "console", "debug"}
+_LINE = re.compile(r"([a-z][a-z0-9_]*):\s*(.*?)\s*$")
+_RAW_LINE = re.compile(r"(lxc\.[A-Za-z0-9_.\-]+)\s*[:=]\s*(.*?)\s*$")
+_SECTION = re.compile(r"\[(.+)\]\s*$")
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclass
+class Section:
+    """One section of a conf file.
+
+    :ivar values: the keys, numbers in their names included (C(net0))
+    :ivar raw: the C(lxc.*) lines as (key, value), in their order
+    :ivar description: decoded text of the comment lines
+    """
+
+    values: dict[str, str] = field(default_factory=dict)
+    raw: list[tuple[str, str]] = field(default_factory=list)
+    description: str = ""
+
+
+@dataclass
+class Conf:
+    """A whole conf file: what is active, what waits for a restart, and the snapshots by name."""
+
+    main: Section = field(default_factory=Section)
+    pending: Section = field(default_factory=Section)
+    snapshots: dict[str, Section] = field(default_factory=dict)
+
+
+def parse(text: str) -> Conf:
+    """A conf file's content. Lines that Proxmox itself would not understand are passed over, as it does."""
+    conf = Conf()
+    section = conf.main
+    comments: dict[int, list[str]] = {}
+    for line in text.splitlines():
+        header = _SECTION.match(line)
+        if header:
+            name = header.group(1)
+            section = conf.pending if name == "pve:pending" else conf.snapshots.setdefault(name, Section())
+        elif line.startswith("#"):
+            comments.setdefault(id(section), []).append(unquote(line[1:]))
+        else:
+            raw, plain = _RAW_LINE.match(line), _LINE.match(line)
+            if raw:
+                section.raw.append((raw.group(1), raw.group(2)))
+            elif plain:
+                section.values[plain.group(1)] = plain.group(2)
+    for each in (conf.main, conf.pending, *conf.snapshots.values()):
+        each.description = "".join(f"{line}\n" for line in comments.get(id(each), []))
+    return conf
+
+
+def render(section: Section) -> str:
+    """One section as Proxmox writes it: description, sorted keys, raw lines."""
+    lines = [f"#{quote(line, safe=' !$&()*+,-./:;<=>?@[]^_{|}~')}" for line in section.description.splitlines()]
+    lines += [f"{key}: {value}" for key, value in sorted(section.values.items())]
+    lines += [f"{key}: {value}" for key, value in section.raw]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def base_key(key: str) -> str:
+    """A key without its number: C(net0) is a C(net)."""
+    return key.rstrip("0123456789")
+
+
+def is_property_string(key: str) -> bool:
+    """Does the value of this key consist of C(name=value) parts?"""
+    return base_key(key) in _PROPERTY_KEYS
+
+
+def split_property(key: str, text: str) -> dict[str, str]:
+    """The parts of a property string, the unnamed one under its name.
+
+    :raises ValueError: when a part has no name and the key knows no unnamed part
+    """
+    result = {}
+    for part in filter(None, text.split(",")):
+        name, equals, value = part.partition("=")
+        if not equals or (name.startswith("/") and base_key(key) in ("dev", "mp")):
+            unnamed = _DEFAULT_SUBKEY.get(base_key(key))
+            if unnamed is None:
+                raise ValueError(f"{key}: {part!r} in {text!r} is not of the form name=value")
+            name, value = unnamed, part
+        result[name] = value
+    return result
+
+
+def join_property(key: str, parts: dict) -> str:
+    """A property string from its parts. Booleans become 1 and 0; parts without a value are left out."""
+    unnamed = _DEFAULT_SUBKEY.get(base_key(key))
+    named = {name: plain(value) for name, value in parts.items() if value is not None and value != ""}
+    first = [named.pop(unnamed)] if unnamed in named and base_key(key) != "startup" else []
+    return ",".join(first + [f"{name}={value}" for name, value in named.items()])
+
+
+def plain(value: object) -> str:
+    """A value as Proxmox writes it."""
+    if isinstance(value, bool):
+        return "1" if value else "0"
+    return str(value)
+
+
+def normalised(key: str, value: str) -> object:
+    """A value in a form in which equal things are equal: what Proxmox itself would make of it."""
+    base = base_key(key)
+    if is_property_string(key):
+        parts = split_property(key, value)
+        if "hwaddr" in parts:
+            parts["hwaddr"] = parts["hwaddr"].upper()
+        if base == "features":
+            parts = {name: _BOOLEANS.get(part.lower(), part) for name, part in parts.items()}
+            parts = {name: part for name, part in parts.items() if part != "0"}
+        if base in ("rootfs", "mp"):
+            # Proxmox writes the size; nobody declares it here.
+            parts.pop("size", None)
+        return parts
+    if key == "tags":
+        return sorted({tag.lower() for tag in re.split(r"[;,\s]+", value) if tag})
+    if key in _BOOLEAN_KEYS:
+        return _BOOLEANS.get(value.lower(), value)
+    if key in ("nameserver", "searchdomain"):
+        return re.split(r"[,;\s]+", value.strip())
+    return value.strip()
+
+
+def same(key: str, one: str | None, other: str | None) -> bool:
+    """Do two values of a key mean the same?"""
+    if one is None or other is None:
+        return one is other
+    return normalised(key, one) == normalised(key, other)
+
+
+def size_in_bytes(text: str) -> int:
+    """A size as in C(size=8G). :raises ValueError: when it is none"""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)", text.strip())
+    if not match:
+        raise ValueError(f"{text!r} is not a size such as 8G")
+    return int(float(match.group(1)) * _UNITS[match.group(2)])
+
+
+def split_raw(line: str) -> tuple[str, str]:
+    """Key and value of a raw line, C(lxc.key: value) or C(lxc.key = value). :raises ValueError: when it is none"""
+    match = _RAW_LINE.match(line)
+    if not match:
+        raise ValueError(f"{line!r} is not of the form lxc.key: value")
+    return match.group(1), match.group(2)
+
+
+def replace_raw(text: str, lines: list[tuple[str, str]]) -> str:
+    """A conf file's content with these raw lines, in the main section, instead of its lines of the same keys.
+
+    Other lines stay as they are, to the byte. Nothing is written below the first section header: a line there would
+    belong to a snapshot.
+    """
+    named = {key for key, _ in lines}
+    all_lines = text.splitlines(keepends=True)
+    end = next((place for place, line in enumerate(all_lines) if _SECTION.match(line)), len(all_lines))
+    main, rest = all_lines[:end], all_lines[end:]
+    kept = []
+    for line in main:
+        raw = _RAW_LINE.match(line)
+        if not (raw and raw.group(1) in named):
+            kept.append(line)
+    # Empty lines before a section header belong to it.
+    gap = []
+    while kept and not kept[-1].strip():
+        gap.insert(0, kept.pop())
+    if kept and not kept[-1].endswith("\n"):
+        kept[-1] += "\n"
+    return "".join([*kept, *(f"{key}: {value}\n" for key, value in lines), *gap, *rest])

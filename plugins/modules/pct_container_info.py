@@ -1,0 +1,124 @@
+#!/usr/bin/python
+# Copyright (c) 2026 The Phoenix Hypervisor team
+# GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: pct_container_info
+short_description: What a Proxmox VE node says about its LXC containers
+version_added: 0.1.0
+author: The Phoenix Hypervisor team (@phoenix)
+description:
+  - Reads conf files and C(/proc/net/unix) on the node; makes no C(pct) call.
+attributes:
+  check_mode:
+    description: Only reads.
+    support: full
+  diff_mode:
+    description: Changes nothing.
+    support: N/A
+  idempotence:
+    description: Changes nothing.
+    support: full
+options:
+  vmids:
+    description: CTIDs to look at, whether they exist or not. Left out, all containers of the node.
+    type: list
+    elements: int
+seealso:
+  - module: phoenix.hypervisor.pct_container
+"""
+
+EXAMPLES = r"""
+- name: Look at two containers
+  phoenix.hypervisor.pct_container_info:
+    vmids: [900, 901]
+  register: look
+
+- name: Say which of them are templates
+  ansible.builtin.debug:
+    msg: "{{ look.containers | selectattr('template') | map(attribute='vmid') }}"
+"""
+
+RETURN = r"""
+containers:
+  description: One entry for each CTID, in the order of O(vmids), or by CTID.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    vmid:
+      description: The CTID.
+      type: int
+      sample: 901
+    exists:
+      description: Whether the container exists on this node. Where it does not, the other values are empty.
+      type: bool
+      sample: true
+    status:
+      description: C(running) or C(stopped), empty when it does not exist.
+      type: str
+      sample: stopped
+    template:
+      description: Whether it is a template.
+      type: bool
+      sample: true
+    lock:
+      description: The lock that is set, or empty.
+      type: str
+      sample: ""
+    snapshots:
+      description: Names of its snapshots, sorted.
+      type: list
+      elements: str
+      sample: []
+    config:
+      description: Its active configuration, by key.
+      type: dict
+      sample: {"hostname": "Template-GPU", "memory": "8192"}
+    pending:
+      description: What waits for a restart, by key; C(delete) names keys to be removed.
+      type: dict
+      sample: {}
+    raw:
+      description: Its raw C(lxc.*) lines.
+      type: list
+      elements: str
+      sample: []
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.phoenix.hypervisor.plugins.module_utils import node
+from ansible_collections.phoenix.hypervisor.plugins.module_utils.container_plan import Container
+
+
+def described(vmid: int, container: Container) -> dict:
+    """A container as the module returns it."""
+    conf = container.conf
+    status = "running" if container.running else "stopped"
+    return {
+        "vmid": vmid,
+        "exists": container.exists,
+        "status": status if container.exists else "",
+        "template": container.is_template,
+        "lock": conf.main.values.get("lock", ""),
+        "snapshots": sorted(conf.snapshots),
+        "config": conf.main.values,
+        "pending": conf.pending.values,
+        "raw": [f"{key}: {value}" for key, value in conf.main.raw],
+    }
+
+
+def main() -> None:
+    module = AnsibleModule(argument_spec=dict(vmids=dict(type="list", elements="int")), supports_check_mode=True)
+    try:
+        vmids = module.params["vmids"]
+        containers = [described(vmid, node.read(vmid)) for vmid in (node.vmids() if vmids is None else vmids)]
+    except node.NodeError as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(changed=False, containers=containers)
+
+
+if __name__ == "__main__":
+    main()
