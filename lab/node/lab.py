@@ -34,6 +34,7 @@ PACKAGES = (
 )  # fmt: skip
 _ALIAS = "phoenix-lab"
 _NOT_HERE = "the lab is for machines without it; nothing was changed"
+_LOCK = Path("/run/phoenix-lab.lock")
 _FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 _SUBIDS = f"root:{settings.ID_START}:{settings.ID_COUNT}"
 
@@ -76,7 +77,7 @@ class State:
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
     """One ``lab`` at a time."""
-    with open("/run/phoenix-lab.lock", "w") as handle:
+    with open(_LOCK, "w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
@@ -183,6 +184,8 @@ def installed(names: tuple[str, ...] = ()) -> set[str]:
 
 
 def _packages(state: State) -> None:
+    if not shutil.which("apt-get"):
+        raise PctError("the lab needs Debian or Ubuntu: there is no apt-get on this machine", 1)
     missing = sorted(set(PACKAGES) - installed(PACKAGES))
     if not missing:
         return
@@ -387,8 +390,9 @@ def down() -> None:
     refuse_real_node()
     with _alone():
         state = State()
-        if not state.values and not settings.STATE.exists():
+        if not settings.STATE.exists():
             say("nothing is there")
+            _LOCK.unlink(missing_ok=True)
             return
         _containers_down()
         if _our_link(settings.PCT_LINK):
@@ -398,7 +402,7 @@ def down() -> None:
         _subids_down(state)
         _packages_down(state)
         _folders_down(state)
-    Path("/run/phoenix-lab.lock").unlink(missing_ok=True)
+        _LOCK.unlink(missing_ok=True)
     say("down: this machine is what it was")
 
 
@@ -475,6 +479,8 @@ def _packages_down(state: State) -> None:
     if done.returncode:
         words = "\n".join(done.stderr.strip().splitlines()[-8:])
         raise PctError(f"apt-get could not purge the lab's packages:\n{words}", 1)
+    if "lxc" in names:
+        shutil.rmtree("/run/lxc", ignore_errors=True)  # LXC's own lock files
 
 
 def _folders_down(state: State) -> None:

@@ -187,6 +187,8 @@ def render_config(vmid: int, section: Section, host: Host, rules: dict[str, str]
             continue
         if key.startswith("lxc.cgroup2.devices.") and not host.cgroup2:
             key = key.replace("cgroup2", "cgroup")  # so that a device rule written for Proxmox has its effect here too
+        if key == "lxc.environment.runtime":
+            key = "lxc.environment"  # LXC 5.0 has one kind of environment, LXC 6 tells hooks' and runtime's apart
         lines.append(f"{key} = {value}")
     return "".join(line + "\n" for line in lines)
 

@@ -241,7 +241,7 @@ def _disk_size(text: str) -> str:
 
 
 def _device_path(text: str) -> str:
-    if not re.fullmatch(r"/dev/(?!.*(^|/)\.\.(/|$))\S+", text):
+    if not re.fullmatch(r"(?!.*/\.\.(/|$))/dev/\S+", text):
         raise ValueError(f"invalid format - value '{text}' is not a valid device path")
     return text
 
@@ -257,7 +257,7 @@ ROOTFS = PropertyString(_VOLUME_KEYS, default="volume", required=("volume",))
 MOUNT = PropertyString(
     {
         **_VOLUME_KEYS,
-        "mp": pattern(r"/(?!.*(^|/)\.\.(/|$))[^\0]+", "invalid format - value '{}' is not a valid mount point"),
+        "mp": pattern(r"(?!.*/\.\.(/|$))/[^\0]+", "invalid format - value '{}' is not a valid mount point"),
         "backup": boolean,
         "keepattrs": boolean,
     },
