@@ -78,7 +78,7 @@ def running() -> Iterator[str]:
     """A running container, made as small roles would make it."""
     good("create", ONE, BASE, "--hostname", "live", "--rootfs", "local-btrfs:4", "--memory", "256", "--swap", "0",
          "--cores", "1", "--unprivileged", "1", "--features", "nesting=1", "--net0",
-         "name=eth0,bridge=vmbr0,ip=10.92.0.239/24,gw=10.92.0.1", "--dev0", "/dev/null,gid=44,mode=0640")  # fmt: skip
+         "name=eth0,bridge=vmbr0,ip=10.92.0.239/24,gw=10.92.0.1", "--dev0", "/dev/fuse,gid=44,mode=0640")  # fmt: skip
     assert good("start", ONE) == ""
     yield ONE
 
@@ -91,14 +91,14 @@ def test_boots_to_running_with_network_names_and_limits(running: str) -> None:
         "--",
         "sh",
         "-c",
-        "hostname; nproc; ip -4 -br addr show eth0; id -u; stat -c %u:%g:%a /dev/null",
+        "hostname; nproc; ip -4 -br addr show eth0; id -u; stat -c %u:%g:%a /dev/fuse",
     )
     assert inside.splitlines()[:2] == ["live", "1"]
     assert "10.92.0.239/24" in inside
     assert inside.splitlines()[3:] == ["0", "0:44:640"]
     assert pct("exec", running, "--", "python3", "-c", "x = bytearray(600 * 1024 * 1024)").returncode == 137
     assert good("status", running) == "status: running\n"
-    assert re.search(rf"^{running} +running {{15}}live +$", good("list"), re.M)
+    assert re.search(rf"^{running} +running {{17}}live +$", good("list"), re.M)
     assert f"@/var/lib/lxc/{running}/command" in Path("/proc/net/unix").read_text()
 
 
@@ -288,7 +288,7 @@ def test_snapshots_clones_templates(running: str) -> None:
     good("exec", running, "--", "touch", "/root/later")
     good("snapshot", running, "second")
     lines = good("listsnapshot", running).splitlines()
-    assert re.fullmatch(r"`-> first {23} \d{4}-\d\d-\d\d \d\d:\d\d:\d\d     two", lines[0])
+    assert re.fullmatch(r"`-> first {22} \d{4}-\d\d-\d\d \d\d:\d\d:\d\d     two", lines[0])
     assert lines[1].startswith(" `-> second ")
     assert lines[2].split() == ["`->", "current", "You", "are", "here!"]
     good("clone", running, TWO, "--snapname", "first", "--hostname", "copy")

@@ -91,8 +91,8 @@ def test_stopped_container_takes_everything_at_once() -> None:
 def test_running_container_takes_some_now_and_the_rest_later() -> None:
     active = {"memory": "1", "features": "nesting=1", "dev0": "/dev/null", "mp0": "/a,mp=/a"}
     params = {
-        "memory": "2", "hostname": "x", "net0": "name=eth0", "mp1": "/b,mp=/b", "dev1": "/dev/zero", "dev0": "/dev/full",
-        "nameserver": "1.1.1.1", "features": "nesting=1",
+        "memory": "2", "hostname": "x", "net0": "name=eth0", "mp1": "/b,mp=/b", "dev1": "/dev/zero",
+        "dev0": "/dev/full", "nameserver": "1.1.1.1", "features": "nesting=1",
     }  # fmt: skip
     parts = changes.split(active, params, ["mp0", "net1", "searchdomain", "tags"], running=True)
     assert set(parts.live) == {"memory", "hostname", "net0", "mp1", "dev1", "features"}
