@@ -194,7 +194,7 @@ def test_privileged_has_no_map_and_raw_lines_come_last() -> None:
     assert "userns.conf" not in text
     assert "lxc.cgroup.devices.allow = c 1:3 r\n" in text
     assert "lxc.mount.entry = /srv/a\\040b mnt/x none bind,create=file,ro 0 0\n" in text
-    assert "lxc.mount.entry = /srv/wheels opt/wheels none bind,ro,create=dir,optional 0 0\n" in text
+    assert "lxc.mount.entry = /srv/wheels srv/wheels none bind,ro,create=dir,optional 0 0\n" in text
     assert text.endswith("lxc.cgroup.devices.allow = c 195:* rwm\nlxc.apparmor.profile = generated\n")
 
 
@@ -276,7 +276,7 @@ def test_local_folders_of_pip() -> None:
         "extra-index-url": "file:///srv/pypi/simple file:///srv/my%20index",
         "index-url": "https://pypi.example/simple",
     }
-    assert image.local_folders(pip) == ["/srv/wheels", "/srv/my index", "/srv/pypi"]
+    assert image.local_folders(pip) == ["/srv/my index", "/srv/pypi", "/srv/wheels"]
 
 
 def machine(**more: object) -> image.Machine:
