@@ -173,9 +173,12 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.phoenix.hypervisor.plugins.module_utils import release_plan
 from ansible_collections.phoenix.hypervisor.plugins.module_utils.release_plan import Seen, StackError
 
-# In the service's first start Python would compile thousands of files again and again, because the service can't write
-# into the release. The gate imports what a server imports, as root, so that they are compiled once.
-GATE = "import vllm.entrypoints.cli.serve, vllm.v1.engine.core, vllm.v1.engine.async_llm, vllm.engine.arg_utils"
+# The service can't write into the release, so without this Python would compile thousands of files again at every
+# start. The gate imports, as root and once, what a server imports, and lets the command say its version.
+GATE = (
+    "import runpy, sys; import vllm.entrypoints.cli.serve, vllm.v1.engine.core, vllm.v1.engine.async_llm; "
+    "sys.argv = [sys.argv[1], '--version']; runpy.run_path(sys.argv[0], run_name='__main__')"
+)
 
 
 def read_json(path):
@@ -353,10 +356,8 @@ class Installer:
 
     def gate(self, python):
         """Make sure that the release works before it can go live."""
-        self.run("importing the server (the gate of the release)", [python, "-c", GATE])
-        code, output = self.run(
-            "`vllm --version` (the gate of the release)", [os.path.join(self.path, "bin", "vllm"), "--version"]
-        )
+        command = os.path.join(self.path, "bin", "vllm")
+        code, output = self.run("`vllm --version` (the gate of the release)", [python, "-c", GATE, command])
         said = release_plan.last_lines(output, 1)
         if said != [self.stack["vllm"]]:
             self.fail(f"the version check (wanted {self.stack['vllm']}, it says {' '.join(said)!r})", code, output)
