@@ -257,7 +257,7 @@ def plan_now(declared: Declared, assume_source: bool = False) -> Plan:
     """
     source = node.read(declared.clone_vmid) if declared.clone_vmid is not None else None
     if source and not source.exists and assume_source:
-        source = Container(exists=True)
+        source = Container(exists=True, text="unprivileged: 1\n" if declared.unprivileged else "")
     return plan(declared, node.read(declared.vmid), source, node.storage_types())
 
 
