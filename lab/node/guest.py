@@ -73,7 +73,7 @@ def with_block(old: str, block: str) -> str:
 
 def full_names(hostname: str, searchdomain: str) -> tuple[str, str]:
     """(short name, ``fqdn short`` for /etc/hosts)."""
-    short, _, domain = hostname.partition(".")
+    short, domain = hostname.partition(".")[::2]
     domain = domain or (searchdomain.split() or [""])[0]
     return short, f"{short}.{domain} {short}" if domain else short
 
@@ -156,7 +156,7 @@ def prepare_start(rootfs: Path, section: Section) -> None:
     """Write what Proxmox writes at each start."""
     resolver = resolver_text(section, host_resolver())
     network = interfaces_text(section)
-    short, _ = full_names(section.options.get("hostname", "localhost"), "")
+    short = full_names(section.options.get("hostname", "localhost"), "")[0]
 
     def work() -> None:
         if not os.path.exists("/etc"):

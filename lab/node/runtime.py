@@ -217,7 +217,7 @@ def parse_cpu_list(text: str) -> list[int]:
     """``0-2,5`` as [0, 1, 2, 5]."""
     found: list[int] = []
     for part in filter(None, text.strip().split(",")):
-        low, _, high = part.partition("-")
+        low, high = part.partition("-")[::2]
         found += range(int(low), int(high or low) + 1)
     return found
 

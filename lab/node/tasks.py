@@ -78,7 +78,7 @@ def run_task(kind: str, vmid: int, work: Callable[[], None], *, keeps_rc: bool =
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if not verdict:
             verdict = f"error unexpected status (worker ended with {status})"
-        word, _, text = verdict.partition(" ")
+        word, text = verdict.partition(" ")[::2]
         endings = {"ok": "OK", "warnings": f"WARNINGS: {text}", "error": f"ERROR: {text}"}
         log.write(f"TASK {endings[word]}\n".encode())
     for number, handler in previous.items():
