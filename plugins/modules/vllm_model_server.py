@@ -395,6 +395,12 @@ def converge(module, server):
             msg=f"There is no vLLM at {server.executable}: the container needs the feature vllm (role vllm_stack) "
             "before its model server."
         )
+    model = server.arguments["model"]
+    if model.startswith("/") and not os.path.exists(model) and not module.check_mode:
+        module.fail_json(
+            msg=f"ModelConfig.model is {model}, and there is no such folder in the container. Mount it (mount_points in "
+            "the JSON) or correct the path; the running server was not touched."
+        )
     seen = server.look()
     steps = server_plan.plan(server.wanted, seen, server.name, server.config_file)
     answer = ""

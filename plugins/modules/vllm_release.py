@@ -262,7 +262,6 @@ class Installer:
             + "\n".join(tail),
             release=self.release,
             log=self.log,
-            output=tail,
         )
 
     def apply(self, step):
