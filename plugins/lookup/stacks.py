@@ -1,0 +1,48 @@
+# Copyright (c) 2026 The Phoenix Hypervisor team
+# GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The lookup stacks."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: stacks
+author: The Phoenix Hypervisor team (@phoenix)
+version_added: 0.1.0
+short_description: Names of the stacks in a folder
+description:
+  - Lists what a container's C(vllm_stack) can be, the folders that have a C(stack.yml).
+options:
+  _terms:
+    description: Folders on the control node.
+    type: list
+    elements: path
+    required: true
+"""
+
+EXAMPLES = r"""
+- name: Show the stacks of a site
+  ansible.builtin.debug:
+    msg: "{{ query('phoenix.hypervisor.stacks', '/srv/stacks') }}"
+"""
+
+RETURN = r"""
+_raw:
+  description: Names, sorted. A folder that does not exist has none.
+  type: list
+  elements: str
+"""
+
+import glob
+import os
+
+from ansible.plugins.lookup import LookupBase
+
+
+class LookupModule(LookupBase):
+    """What Ansible looks for."""
+
+    def run(self, terms, variables=None, **kwargs):
+        """Return the names of the folders in all terms that hold a stack."""
+        found = [path for folder in terms for path in glob.glob(os.path.join(glob.escape(folder), "*", "stack.yml"))]
+        return sorted({os.path.basename(os.path.dirname(path)) for path in found})
