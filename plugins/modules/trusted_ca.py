@@ -9,7 +9,7 @@ module: trusted_ca
 short_description: Trust exactly these CA certificates besides the distribution's
 version_added: 0.1.0
 author:
-  - The Phoenix Hypervisor team
+  - The Phoenix Hypervisor team (@phoenix)
 description:
   - Puts CA certificates into the system's store (Debian, Ubuntu), in a folder of their own. A certificate in that
     folder that is no longer listed is removed; what else is in the store stays.
@@ -34,6 +34,7 @@ attributes:
     description: Shows the certificates' names, and the settings before and after.
   idempotent:
     support: full
+    description: Certificates are compared by their content, settings by their value.
 """
 
 EXAMPLES = r"""

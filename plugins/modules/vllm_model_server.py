@@ -9,7 +9,7 @@ module: vllm_model_server
 short_description: Make a vLLM model server what is declared, and wait until it answers
 version_added: 0.1.0
 author:
-  - The Phoenix Hypervisor team
+  - The Phoenix Hypervisor team (@phoenix)
 description:
   - Writes the engine config's file and the systemd unit, enables and starts the service, restarts it when it runs
     something else than what is declared, and waits until a real completion came back.
@@ -67,6 +67,7 @@ attributes:
     description: Shows the engine config's file and the unit before and after, without secret values.
   idempotent:
     support: full
+    description: A server that runs what is declared is only asked for a completion.
 """
 
 EXAMPLES = r"""
@@ -398,8 +399,8 @@ def converge(module, server):
     model = server.arguments["model"]
     if model.startswith("/") and not os.path.exists(model) and not module.check_mode:
         module.fail_json(
-            msg=f"ModelConfig.model is {model}, and there is no such folder in the container. Mount it (mount_points in "
-            "the JSON) or correct the path; the running server was not touched."
+            msg=f"ModelConfig.model is {model}, and there is no such folder in the container. Mount it (mount_points "
+            "in the JSON) or correct the path; the running server was not touched."
         )
     seen = server.look()
     steps = server_plan.plan(server.wanted, seen, server.name, server.config_file)

@@ -9,7 +9,7 @@ module: vllm_release
 short_description: Install a release of a vLLM stack and make it the live one
 version_added: 0.1.0
 author:
-  - The Phoenix Hypervisor team
+  - The Phoenix Hypervisor team (@phoenix)
 description:
   - A release is a folder (a Python virtual environment) below O(releases), named by the digest of the stack's lock.
     It is installed beside the live one, tried, and then made the live one by moving the link O(link) in one step.
