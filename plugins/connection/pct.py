@@ -146,6 +146,8 @@ class Connection(ConnectionBase):
 
     transport = "phoenix.hypervisor.pct"
     has_pipelining = True
+    # Commands run as root inside, so `become: true` to root needs no sudo there.
+    default_user = "root"
     # Variables that begin with ansible_ssh_ are handed to this plugin although it doesn't name them; they are the
     # inner plugin's.
     allow_extras = True
@@ -198,8 +200,8 @@ class Connection(ConnectionBase):
         said = to_text(self._on_node(script)[1])
         if "missing" in said:
             return (
-                f"container {vmid} does not exist on {node} (there is no /etc/pve/lxc/{vmid}.conf); run site.yml for it, "
-                "or correct ansible_pct_vmid or the node"
+                f"container {vmid} does not exist on {node} (there is no /etc/pve/lxc/{vmid}.conf); run site.yml for "
+                "it, or correct ansible_pct_vmid or the node"
             )
         if "stopped" in said:
             return f"container {vmid} is not running on {node}; start it with: pct start {vmid}"
@@ -231,7 +233,7 @@ class Connection(ConnectionBase):
         # Complete or not there: a connection that breaks leaves no half a file under the name.
         part = f"{out_path}.{uuid.uuid4().hex[:8]}.part"
         script = (
-            f"cat >{shlex.quote(part)} && mv -f -- {shlex.quote(part)} {shlex.quote(out_path)} "
+            f"cat >{shlex.quote(part)} && mv -fT -- {shlex.quote(part)} {shlex.quote(out_path)} "
             f"|| {{ rm -f -- {shlex.quote(part)}; exit 1; }}"
         )
         with _OnNode(self, in_path) as there:
@@ -242,20 +244,28 @@ class Connection(ConnectionBase):
     def fetch_file(self, in_path: str, out_path: str) -> None:
         super().fetch_file(in_path, out_path)
         script = f"exec cat -- {shlex.quote(in_path)}"
-        with _OnNode(self, out_path) as there:
-            self._copy(f"{{ {enter(self.get_option('vmid'), script)}; }} >{shlex.quote(there.path)}", in_path, out_path)
-            if not there.is_local:
-                self._node_connection().fetch_file(there.path, out_path)
+        # A file that is here already is replaced only by a whole one.
+        part = f"{out_path}.{uuid.uuid4().hex[:8]}.part"
+        try:
+            with _OnNode(self, part) as there:
+                command = f"{{ {enter(self.get_option('vmid'), script)}; }} >{shlex.quote(there.path)}"
+                self._copy(command, in_path, out_path)
+                if not there.is_local:
+                    self._node_connection().fetch_file(there.path, part)
+            os.replace(part, out_path)
+        finally:
+            if os.path.exists(part):
+                os.unlink(part)
 
     def _copy(self, command: str, in_path: str, out_path: str) -> None:
-        rc, _, err = self._on_node(command)
+        rc, out, err = self._on_node(command)
         if rc != 0:
             problem = self._state_problem()
             if problem:
                 raise AnsibleConnectionFailure(problem)
             raise AnsibleError(
                 f"copying {in_path} to {out_path} (container {self.get_option('vmid')}) failed with exit code {rc}: "
-                f"{to_text(err).strip() or 'no message'}"
+                f"{to_text(err).strip() or to_text(out).strip() or 'no message'}"
             )
 
     def reset(self) -> None:

@@ -9,6 +9,7 @@ the rest. Check mode shows the plan, the real run executes it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -22,6 +23,8 @@ _LIVE = {
 # Keys whose sub-keys are exactly what is declared. The parts of other property strings (a net's MAC, its firewall flag)
 # keep their value when the declaration doesn't name them.
 _EXACT = {"features", "startup"}
+# A volume that is to be allocated: storage and size in GiB.
+_ALLOCATION = re.compile(r"[^/:]+:\d+(\.\d+)?")
 # Storage types that can make a linked clone of a template; directories can't, for containers.
 _LINKED = {"btrfs", "cephfs", "lvmthin", "rbd", "zfs", "zfspool"}
 
@@ -84,6 +87,7 @@ class Step:
     why: str
     argv: tuple[str, ...] = ()
     raw: tuple[tuple[str, str], ...] = ()
+    raw_removed: tuple[str, ...] = ()
     then_plan: bool = False
 
 
@@ -97,7 +101,10 @@ class Plan:
 
 
 def plan(
-    declared: Declared, actual: Container, source: Container | None = None, storage_types: Mapping[str, str] | None = None
+    declared: Declared,
+    actual: Container,
+    source: Container | None = None,
+    storage_types: Mapping[str, str] | None = None,
 ) -> Plan:
     """The steps from what is there to what is declared.
 
@@ -115,6 +122,13 @@ def plan(
     restart: list[str] = []
     if after.text or actual.exists:
         changes, after, restart = _change(declared, after)
+        if after.running and declared.restart == "when_required" and any(step.kind == "raw" for step in changes):
+            # Nothing in the conf file tells that a raw line waits for a restart. Down first: a run that is killed in
+            # between leaves a stopped container, which the next run starts.
+            changes.insert(0, _shutdown(declared.vmid, "raw lines take effect at a start"))
+            after = replace(after, running=False)
+            if declared.state == "present":
+                declared = replace(declared, state="started")
         steps += changes
     lifecycle, after = _state(declared, after, restart)
     steps += lifecycle
@@ -181,10 +195,11 @@ def _create(declared: Declared, source: Container | None, storage_types: Mapping
 
 def _clone(declared: Declared, source: Container, storage_types: Mapping[str, str]) -> tuple[Step, Container]:
     conf = source.conf
-    if declared.clone_snapname and declared.clone_snapname not in conf.snapshots and source.text:
+    complete = {name for name, section in conf.snapshots.items() if "snapstate" not in section.values}
+    if declared.clone_snapname and declared.clone_snapname not in complete and "rootfs" in conf.main.values:
         raise PlanError(
             f"CTID {declared.vmid} is to be cloned from the snapshot {declared.clone_snapname!r} of "
-            f"{declared.clone_vmid}, which has {', '.join(sorted(conf.snapshots)) or 'no snapshots'}; converge "
+            f"{declared.clone_vmid}, which has {', '.join(sorted(complete)) or 'no snapshots'}; converge "
             f"{declared.clone_vmid} first, or correct its template_snapshot_name"
         )
     source_storage = conf.main.values.get("rootfs", "").partition(":")[0]
@@ -229,9 +244,11 @@ def _change(declared: Declared, actual: Container) -> tuple[list[Step], Containe
     """Steps for keys, disk and raw lines; the container after them; and the keys that wait for a restart."""
     conf = actual.conf
     # What waits for a restart counts as said already; saying it again would change nothing.
-    current = {**conf.main.values, **{k: v for k, v in conf.pending.values.items() if k != "delete"}}
-    for key in conf.pending.values.get("delete", "").replace("!", "").split(","):
-        current.pop(key, None)
+    pending = dict(conf.pending.values)
+    to_be_deleted = set(filter(None, pending.pop("delete", "").replace("!", "").split(",")))
+    current = {key: value for key, value in {**conf.main.values, **pending}.items() if key not in to_be_deleted}
+    if conf.main.description:
+        current["description"] = conf.main.description
     _refuse_unprivileged(declared, current)
     steps: list[Step] = []
     values = dict(conf.main.values)
@@ -245,6 +262,7 @@ def _change(declared: Declared, actual: Container) -> tuple[list[Step], Containe
 
     wanted = {key: _wanted_value(key, value, current.get(key)) for key, value in declared.config.items()}
     deleted = [key for key in declared.delete if key in current]
+    raw_removed = {key for key in declared.delete if key in dict(conf.main.raw)}
     if declared.devices is not None:
         devices, undeclared = _device_changes(declared.devices, current)
         wanted.update(devices)
@@ -269,23 +287,25 @@ def _change(declared: Declared, actual: Container) -> tuple[list[Step], Containe
             values.pop(key, None)
 
     raw = conf.main.raw
-    wanted_raw = _raw_changes(declared.raw, raw)
-    if wanted_raw is not None:
-        named = {key for key, _ in wanted_raw}
+    wanted_raw = _raw_changes(declared, raw)
+    if wanted_raw or raw_removed:
+        named = {line[0] for line in wanted_raw} | raw_removed
         before = [line for line in raw if line[0] in named]
         why = f"raw lines: {_lines(before)} → {_lines(wanted_raw)}"
-        steps.append(Step("raw", why, raw=tuple(wanted_raw)))
+        steps.append(Step("raw", why, raw=tuple(wanted_raw), raw_removed=tuple(sorted(raw_removed))))
         raw = [line for line in raw if line[0] not in named] + list(wanted_raw)
 
     restart = []
     if actual.running:
         restart = sorted(
             {key for key in [*changed, *deleted] if pct_conf.base_key(key) not in _LIVE}
-            | set(conf.pending.values) - {"delete"}
-            | set(filter(None, conf.pending.values.get("delete", "").replace("!", "").split(",")))
-            | {key for key, _ in wanted_raw or []}
+            | set(pending)
+            | to_be_deleted
+            | {line[0] for line in wanted_raw}
+            | raw_removed
         )
-    section = pct_conf.Section(values, list(raw), conf.main.description)
+    description = values.pop("description", conf.main.description if "description" not in deleted else "")
+    section = pct_conf.Section(values, list(raw), description)
     return steps, replace(actual, text=pct_conf.render(section)), restart
 
 
@@ -322,14 +342,16 @@ def _grown_disk(declared: Declared, current: Mapping[str, str]) -> str:
     wanted, there = declared.disk_gb * 2**30, pct_conf.size_in_bytes(size)
     if wanted < there:
         raise PlanError(
-            f"CTID {declared.vmid}: storage_size_gb {declared.disk_gb} is less than the {size} that its disk has, and a "
-            f"disk never shrinks; declare at least {-(-there // 2**30)}, or remove the container and run again"
+            f"CTID {declared.vmid}: storage_size_gb {declared.disk_gb} is less than the {size} that its disk has, and "
+            f"a disk never shrinks; declare at least {-(-there // 2**30)}, or remove the container and run again"
         )
     return f"{declared.disk_gb}G" if wanted > there else ""
 
 
 def _wanted_value(key: str, value: object, current: str | None) -> str:
     """A declared value as Proxmox writes it; what the declaration doesn't name of a property string stays."""
+    if pct_conf.base_key(key) == "net" and current and value:
+        return _wanted_net(key, value, current)
     if isinstance(value, Mapping):
         base = {}
         if current and pct_conf.base_key(key) not in _EXACT:
@@ -340,10 +362,25 @@ def _wanted_value(key: str, value: object, current: str | None) -> str:
     return "" if value is None else pct_conf.plain(value)
 
 
+def _wanted_net(key: str, value: object, current: str) -> str:
+    """A network device: a string is all of it but for its MAC address, a dictionary names what is to change."""
+    there = pct_conf.split_property(key, current)
+    if isinstance(value, Mapping):
+        parts = {**there, **value}
+        if value.get("ip") in ("dhcp", "manual") and "gw" not in value:
+            parts.pop("gw", None)
+    else:
+        kept = {name: there[name] for name in ("hwaddr", "type") if name in there}
+        parts = {**kept, **pct_conf.split_property(key, str(value))}
+    return pct_conf.join_property(key, parts)
+
+
 def _free(prefix: str, taken: set[str]) -> str:
-    number = next(number for number in range(256) if f"{prefix}{number}" not in taken)
-    taken.add(f"{prefix}{number}")
-    return f"{prefix}{number}"
+    free = [f"{prefix}{number}" for number in range(256) if f"{prefix}{number}" not in taken]
+    if not free:
+        raise PlanError(f"there are more than 256 of {prefix}0, {prefix}1, …; Proxmox has no more numbers")
+    taken.add(free[0])
+    return free[0]
 
 
 def _by_part(prefix: str, part: str, current: Mapping[str, str]) -> dict[str, str]:
@@ -369,28 +406,34 @@ def _device_changes(
 
 def _mount_changes(mounts: Sequence[Mapping[str, object]], current: Mapping[str, str]) -> dict[str, str]:
     """One mpN for each declared mount point, the one that has it already where there is one."""
-    there = _by_part("mp", "mp", current)
+    there = {path.rstrip("/"): key for path, key in _by_part("mp", "mp", current).items()}
     taken = set(there.values())
+    paths = [str(mount["mp"]).rstrip("/") for mount in mounts]
+    if len(set(paths)) < len(paths):
+        raise PlanError(f"a mount point is declared twice: {', '.join(sorted(paths))}; keep one of the two")
     values = {}
-    for mount in mounts:
-        parts = {"volume": mount["source"], "mp": mount["mp"], "ro": 1 if mount.get("ro") else None}
-        key = there.get(str(mount["mp"])) or _free("mp", taken)
+    for path, mount in zip(paths, mounts):
+        key = there.get(path) or _free("mp", taken)
+        parts = pct_conf.split_property(key, current.get(key, ""))
+        if not parts or not _ALLOCATION.fullmatch(str(mount["source"])):
+            # STORAGE:SIZE makes a new volume; one that is there already is the one that was meant.
+            parts["volume"] = mount["source"]
+        parts.update(mp=path, ro="1" if mount.get("ro") else None)
         values[key] = pct_conf.join_property(key, parts)
     return values
 
 
-def _raw_changes(lines: Sequence[str] | None, current: Sequence[tuple[str, str]]) -> list[tuple[str, str]] | None:
-    """The raw lines to write, None when they are there already. Lines with other keys are not spoken of."""
-    if not lines:
-        return None
-    wanted = [pct_conf.split_raw(line) for line in lines]
-    named = {key for key, _ in wanted}
-    there = [line for line in current if line[0] in named]
-    in_order = all(
-        [value for key, value in wanted if key == name] == [value for key, value in there if key == name]
-        for name in named
-    )
-    return None if in_order else wanted
+def _raw_changes(declared: Declared, current: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The raw lines to write, none when they are there already. Lines with other keys are not spoken of."""
+    try:
+        wanted = [pct_conf.split_raw(line) for line in declared.raw or []]
+    except ValueError as error:
+        raise PlanError(f"CTID {declared.vmid}: raw line: {error}; correct lxc_options") from error
+
+    def of(lines: Sequence[tuple[str, str]], name: str) -> list[str]:
+        return [line[1] for line in lines if line[0] == name]
+
+    return [] if all(of(wanted, line[0]) == of(current, line[0]) for line in wanted) else wanted
 
 
 # --- being in a state ---------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Dict, List
 
 from ansible_collections.phoenix.hypervisor.plugins.module_utils.container_plan import Container
 
@@ -40,7 +39,7 @@ def running() -> set:
         return {int(vmid) for vmid in re.findall(r" @/var/lib/lxc/(\d+)/command$", sockets.read(), re.MULTILINE)}
 
 
-def vmids() -> List[int]:
+def vmids() -> list[int]:
     """CTIDs of the containers that exist on this node."""
     check()
     return sorted(int(name[:-5]) for name in os.listdir(_CONFIGS) if re.fullmatch(r"\d+\.conf", name))
@@ -76,7 +75,7 @@ def write(vmid: int, text: str, expected: str) -> None:
         file.truncate()
 
 
-def storage_types() -> Dict[str, str]:
+def storage_types() -> dict[str, str]:
     """The type (C(dir), C(btrfs), C(zfspool), ...) of each storage by name."""
     try:
         with open(_STORAGES, encoding="utf-8") as file:
@@ -85,11 +84,23 @@ def storage_types() -> Dict[str, str]:
         return {}
 
 
-def log_tail(vmid: int, lines: int = 15) -> str:
-    """The last lines of a container's start log, those that say what went wrong first; "" when there is none."""
+def log_size(vmid: int) -> int:
+    """How long a container's start log is, in bytes: what is written from here on belongs to the next start."""
     try:
-        with open(_LOG.format(vmid=vmid), encoding="utf-8", errors="replace") as file:
-            text = file.read().splitlines()
+        return os.path.getsize(_LOG.format(vmid=vmid))
+    except OSError:
+        return 0
+
+
+def log_tail(vmid: int, begin: int = 0, lines: int = 12) -> str:
+    """The last lines of a container's start log that say what is wrong, or its last lines; "" when there is none.
+
+    :param begin: where to begin, from L(log_size); a log that became shorter was begun anew
+    """
+    try:
+        with open(_LOG.format(vmid=vmid), "rb") as file:
+            file.seek(begin if os.fstat(file.fileno()).st_size >= begin else 0)
+            text = file.read().decode("utf-8", "replace").splitlines()
     except OSError:
         return ""
     wrong = [line for line in text if re.search(r"\b(ERROR|WARN|FATAL)\b", line)]

@@ -10,6 +10,7 @@ C(key: value) lines and raw C(lxc.*) lines, then C([pve:pending]), then a sectio
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from urllib.parse import quote, unquote
 
@@ -21,6 +22,13 @@ _BOOLEAN_KEYS = {"onboot", "protection", "unprivileged", "template", "console", 
 _LINE = re.compile(r"([a-z][a-z0-9_]*):\s*(.*?)\s*$")
 _RAW_LINE = re.compile(r"(lxc\.[A-Za-z0-9_.\-]+)\s*[:=]\s*(.*?)\s*$")
 _SECTION = re.compile(r"\[(.+)\]\s*$")
+# What Proxmox accepts as raw keys; it warns of others and drops them at its next write (pct.md, "Config file").
+_RAW_KEYS = re.compile(
+    r"lxc\.(apparmor\.(profile|allow_incomplete|allow_nesting|raw)|selinux\.context|include|arch|uts\.name|signal\..+"
+    r"|init\.(cmd|cwd|uid|gid|groups)|pty\.max|console\..+|tty\.max|devtty\.dir|hook\..+|autodev|kmsg"
+    r"|mount\.(fstab|entry|auto)|rootfs\.mount|cap\.(drop|keep)|seccomp\..+|idmap|log\..+|start\..+|group"
+    r"|environment(\.runtime|\.hooks)?|sysctl\..+|cgroup2?\..+|prlimit\..+|net\..+)"
+)
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -127,13 +135,19 @@ def normalised(key: str, value: str) -> object:
         parts = split_property(key, value)
         if "hwaddr" in parts:
             parts["hwaddr"] = parts["hwaddr"].upper()
-        if base == "features":
-            parts = {name: _BOOLEANS.get(part.lower(), part) for name, part in parts.items()}
-            parts = {name: part for name, part in parts.items() if part != "0"}
+        if base in ("features", "net"):
+            # A flag that is off is the same as one that isn't named.
+            flags = {name for name in parts if base == "features" or name in ("firewall", "link_down")}
+            parts = {name: _BOOLEANS.get(part.lower(), part) if name in flags else part for name, part in parts.items()}
+            parts = {name: part for name, part in parts.items() if name not in flags or part != "0"}
         if base in ("rootfs", "mp"):
             # Proxmox writes the size; nobody declares it here.
             parts.pop("size", None)
+        if "mp" in parts:
+            parts["mp"] = parts["mp"].rstrip("/")
         return parts
+    if key == "cpulimit":
+        return float(value)
     if key == "tags":
         return sorted({tag.lower() for tag in re.split(r"[;,\s]+", value) if tag})
     if key in _BOOLEAN_KEYS:
@@ -159,20 +173,27 @@ def size_in_bytes(text: str) -> int:
 
 
 def split_raw(line: str) -> tuple[str, str]:
-    """Key and value of a raw line, C(lxc.key: value) or C(lxc.key = value). :raises ValueError: when it is none"""
+    """Key and value of a raw line, C(lxc.key: value) or C(lxc.key = value).
+
+    :raises ValueError: when it is none, or has a key that Proxmox doesn't keep
+    """
     match = _RAW_LINE.match(line)
     if not match:
         raise ValueError(f"{line!r} is not of the form lxc.key: value")
+    if not _RAW_KEYS.fullmatch(match.group(1)):
+        raise ValueError(f"{match.group(1)} is not a key that Proxmox keeps in a container's configuration")
     return match.group(1), match.group(2)
 
 
-def replace_raw(text: str, lines: list[tuple[str, str]]) -> str:
+def replace_raw(text: str, lines: list[tuple[str, str]], removed: Iterable[str] = ()) -> str:
     """A conf file's content with these raw lines, in the main section, instead of its lines of the same keys.
+
+    :param removed: keys whose lines go as well
 
     Other lines stay as they are, to the byte. Nothing is written below the first section header: a line there would
     belong to a snapshot.
     """
-    named = {key for key, _ in lines}
+    named = {line[0] for line in lines} | set(removed)
     all_lines = text.splitlines(keepends=True)
     end = next((place for place, line in enumerate(all_lines) if _SECTION.match(line)), len(all_lines))
     main, rest = all_lines[:end], all_lines[end:]

@@ -32,7 +32,8 @@ class Finished:
 
     def sentence(self) -> str:
         """What ran, how it ended, and what it said: a task's own output is merged on stdout, its error on stderr."""
-        said = "; ".join(filter(None, (" / ".join(text.split("\n")) for text in (self.stderr.strip(), self.stdout.strip()))))
+        parts = [text.strip().replace("\n", " / ") for text in (self.stderr, self.stdout)]
+        said = "; ".join(part for part in parts if part)
         return f"`{' '.join(self.argv)}` ended with {self.rc}: {said or 'it said nothing'}"
 
 

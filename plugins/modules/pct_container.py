@@ -11,8 +11,8 @@ version_added: 0.1.0
 author: The Phoenix Hypervisor team (@phoenix)
 description:
   - Creates or clones a container, configures it, starts, stops or removes it, or makes a template of it.
-  - Reads the container's conf file and C(/proc/net/unix), plans, and runs C(pct) only to change something, with all keys
-    of a change in one call. A run that changes nothing makes no C(pct) call.
+  - Reads the container's conf file and C(/proc/net/unix), plans, and runs C(pct) only to change something, with all
+    keys of a change in one call. A run that changes nothing makes no C(pct) call.
   - Runs on the node, as root.
   - What the options name is made exactly so. What they don't speak of stays as it is.
 attributes:
@@ -120,12 +120,13 @@ options:
         default: false
   raw:
     description:
-      - Raw lines C(lxc.key: value). The lines of each key that is named become exactly these; lines of other keys stay.
+      - Raw lines, C(lxc.key = value) or with a colon. The lines of each key that is named become exactly these; lines
+        of other keys stay.
       - Written into the main section of the conf file; they take effect at a restart.
     type: list
     elements: str
   delete:
-    description: Keys to remove.
+    description: Keys to remove, those of raw lines included.
     type: list
     elements: str
     default: []
@@ -268,27 +269,47 @@ def execute(declared: Declared, step: Step, timeout: int) -> None:
     """
     if step.kind == "raw":
         actual = node.read(declared.vmid)
-        node.write(declared.vmid, pct_conf.replace_raw(actual.text, list(step.raw)), actual.text)
+        text = pct_conf.replace_raw(actual.text, list(step.raw), step.raw_removed)
+        node.write(declared.vmid, text, actual.text)
     elif step.kind == "boot":
         _wait_for_boot(declared.vmid, timeout)
+    elif step.argv[1] in ("start", "reboot"):
+        log_begin = node.log_size(declared.vmid)
+        done = _pct(step, timeout)
+        if done.failed or declared.vmid not in node.running():
+            raise ContainerError(_start_problem(declared.vmid, done, node.log_tail(declared.vmid, log_begin)))
     else:
         done = _pct(step, timeout)
         problem = done.sentence() if done.failed else _effect_problem(declared, step, done)
         if problem:
-            log = node.log_tail(declared.vmid) if step.argv[1] in ("start", "reboot") else ""
-            raise ContainerError(
-                f"CTID {declared.vmid}: {problem}"
-                + (f"\nThe last lines of /var/log/lxc/{declared.vmid}.log:\n{log}" if log else "")
-            )
+            raise ContainerError(f"CTID {declared.vmid}: {problem}{_remedy(declared.vmid, problem)}")
+
+
+def _start_problem(vmid: int, done: process.Finished, log: str) -> str:
+    """Why a container doesn't start. Its log has all that pct printed; without one, what pct printed has to do."""
+    if not log:
+        return f"CTID {vmid} doesn't start: {done.sentence()}"
+    error = done.stderr.strip() or done.sentence()
+    said = f"{error}{_remedy(vmid, error)}. The last lines of /var/log/lxc/{vmid}.log:\n{log}"
+    return f"CTID {vmid} doesn't start: {said}"
+
+
+def _remedy(vmid: int, problem: str) -> str:
+    if "CT is locked" not in problem:
+        return ""
+    return (
+        f" - something else is at work on it; wait for its end (the tasks of the node tell), or, when nothing runs any "
+        f"more, remove the lock with: pct unlock {vmid}"
+    )
 
 
 def _pct(step: Step, timeout: int) -> process.Finished:
-    """Run pct; wait for the lock that a clone holds on its source, for two clones of one source are no mistake."""
+    """Run pct; wait for the locks that a clone or another short task holds: two clones of one source are no mistake."""
     end = time.monotonic() + timeout
     while True:
         done = process.run(step.argv, timeout)
         locked = "CT is locked (disk)" in done.stderr or "got timeout" in done.stderr
-        if not (done.failed and locked and step.argv[1] == "clone") or time.monotonic() > end:
+        if not (done.failed and locked) or time.monotonic() > end:
             return done
         time.sleep(2)
 
@@ -301,8 +322,6 @@ def _effect_problem(declared: Declared, step: Step, done: process.Finished) -> s
         "clone": actual.exists,
         "destroy": not actual.exists,
         "template": actual.is_template,
-        "start": actual.running,
-        "reboot": actual.running,
         "stop": not actual.running,
         "shutdown": not actual.running,
     }.get(command, True)
@@ -313,7 +332,7 @@ def _effect_problem(declared: Declared, step: Step, done: process.Finished) -> s
 
 
 def _wait_for_boot(vmid: int, timeout: int) -> None:
-    """Wait until systemd inside says that it is up, with or without failed units. A guest without systemd is up at once.
+    """Wait until systemd inside says that it is up, failed units or not. A guest without systemd is up at once.
 
     :raises ContainerError: when it stops meanwhile, or isn't up in time
     """
@@ -325,11 +344,12 @@ def _wait_for_boot(vmid: int, timeout: int) -> None:
             max(1.0, end - time.monotonic()),
         )
         state = done.stdout.strip()
-        if state in ("running", "degraded", "maintenance") or done.rc == 127:
+        if state in ("running", "degraded") or done.rc == 127:
             return
         if vmid not in node.running():
             raise ContainerError(
-                f"CTID {vmid} stopped by itself while it was starting. The last lines of its log:\n{node.log_tail(vmid)}"
+                f"CTID {vmid} stopped by itself while it was starting. The last lines of /var/log/lxc/{vmid}.log:\n"
+                f"{node.log_tail(vmid)}"
             )
         time.sleep(0.2)
     raise ContainerError(
@@ -346,7 +366,9 @@ def text_of(container: Container) -> str:
 
 
 def main() -> None:
-    device = dict(path=dict(type="str", required=True), mode=dict(type="str"), uid=dict(type="int"), gid=dict(type="int"))
+    device = dict(
+        path=dict(type="str", required=True), mode=dict(type="str"), uid=dict(type="int"), gid=dict(type="int")
+    )
     mount = dict(
         source=dict(type="str", required=True), mp=dict(type="str", required=True), ro=dict(type="bool", default=False)
     )
@@ -387,8 +409,9 @@ def main() -> None:
                 steps = list(planned.steps)
         after = planned.after if module.check_mode else node.read(declared.vmid)
     except (PlanError, ContainerError, node.NodeError, ValueError) as error:
-        begun = f" Done before that: {'; '.join(step.why for step in done)}. The next run goes on from there." if done else ""
-        module.fail_json(msg=f"{error}.{begun}", steps=[step.why for step in done])
+        steps = [step.why for step in done]
+        begun = f"\nDone before that: {'; '.join(steps)}. The next run goes on from there." if steps else ""
+        module.fail_json(msg=f"{error}{begun}", steps=steps)
     shown = planned.steps if module.check_mode else done
     module.exit_json(
         changed=bool(shown),
