@@ -180,6 +180,9 @@ class Server:
         self.release = os.path.basename(os.path.realpath(parameters["link"])) if os.path.exists(self.executable) else ""
         self.table = parameters["flags"] or None
         self.arguments = engine_args.flatten(parameters["engine_config"])
+        # no_log hides the whole engine config from the journal. In what is said here only the secrets are hidden, not
+        # each word and number that the config happens to have.
+        module.no_log_values.clear()
         module.no_log_values.update(engine_args.secrets(self.arguments))
         self.wanted = self.want()
 
@@ -368,7 +371,8 @@ def main():
     """Run as a module."""
     module = AnsibleModule(
         argument_spec={
-            "engine_config": {"type": "dict", "required": True},
+            # It may have keys in it, and a module writes its arguments into the journal.
+            "engine_config": {"type": "dict", "required": True, "no_log": True},
             "unit": {"type": "str", "required": True},
             "flags": {"type": "dict", "default": {}},
             "link": {"type": "path", "default": "/opt/vllm"},

@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.lab
 ROOT = Path(__file__).resolve().parents[2]
 VMID, ADDRESS = "690", "10.92.0.90"
 URL = f"http://{ADDRESS}:8000"
+KEY = "s3cret-of-this-test"
 ENGINE_CONFIG = {
     "ModelConfig": {
         "model": "/models/tiny llama",
@@ -34,7 +36,7 @@ ENGINE_CONFIG = {
         "enforce_eager": True,
         "trust_remote_code": False,
     },
-    "ServerConfig": {"port": 8000, "served_model_name": ["tiny", "50% $HOME \"tiny\""]},
+    "ServerConfig": {"port": 8000, "api_key": KEY, "served_model_name": ["tiny", "50% $HOME \"tiny\""]},
 }
 
 
@@ -122,6 +124,7 @@ def completion(model: str) -> str:
     """Ask over the network. Returns the answer's text."""
     body = json.dumps({"model": model, "prompt": "Hello", "max_tokens": 4, "temperature": 0}).encode()
     request = urllib.request.Request(f"{URL}/v1/completions", body, {"Content-Type": "application/json"})
+    request.add_header("Authorization", f"Bearer {KEY}")
     with urllib.request.urlopen(request, timeout=60) as reply:
         return json.load(reply)["choices"][0]["text"]
 
@@ -155,7 +158,8 @@ def test_cas_are_trusted_exactly(site):
 
 
 def test_install_and_serve(site):
-    assert site.good("base_setup", "vllm_stack", "vllm_model_server", "verify") == 3
+    site.good("base_setup")
+    assert site.good("vllm_stack", "vllm_model_server", "verify") == 3
     assert completion("tiny") and completion(ENGINE_CONFIG["ServerConfig"]["served_model_name"][1])
     record = json.loads(inside("cat /opt/vllm/release.json"))
     assert inside("readlink /opt/vllm") == f"/opt/vllm-releases/{record['release']}"
@@ -165,8 +169,19 @@ def test_install_and_serve(site):
 
 def test_a_second_run_changes_nothing(site):
     pid = main_pid()
-    assert site.good("base_setup", "vllm_stack", "vllm_model_server", "verify") == 0
+    done = site.run("base_setup", "vllm_stack", "vllm_model_server", "verify", options=("-vvv", "--diff"))
+    assert done.returncode == 0 and "changed=0" in done.stdout, done.stdout
     assert main_pid() == pid
+    assert KEY not in done.stdout + done.stderr
+
+
+def test_secrets_are_in_one_file_only(site):
+    assert KEY in inside("cat /etc/vllm/engine.yaml")
+    assert inside(f"journalctl --no-pager | grep -c {KEY} || true") == "0"
+    assert inside(f"cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -v grep | grep -c {KEY} || true") == "0"
+    assert inside(f"grep -rl {KEY} /etc /var/log /var/cache /tmp || true") == "/etc/vllm/engine.yaml"
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{URL}/v1/models", timeout=10)
 
 
 def test_the_service_is_what_it_should_be(site):
