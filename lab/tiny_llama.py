@@ -1,10 +1,9 @@
-#!/usr/bin/env python3
 # Copyright (c) 2026 The Phoenix Hypervisor team
 # GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Write a tiny random Llama, so that a server without a GPU and without a hub has a model to serve.
 
-    lab/tiny_llama.py /path/to/folder
+    python3 lab/tiny_llama.py /path/to/folder
 
 The folder gets what a model on a hub has, but for the weights: configuration, tokenizer, chat template. The server
 makes the weights up itself (``--load-format dummy``), so the answers are nonsense: made-up words, from a model that

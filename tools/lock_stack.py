@@ -1,10 +1,9 @@
-#!/usr/bin/env python3
 # Copyright (c) 2026 The Phoenix Hypervisor team
 # GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Lock a stack again: requirements.in → requirements.lock, every package with version and hashes.
 
-    tools/lock_stack.py cpu [--find-links FOLDER]
+    python tools/lock_stack.py cpu [--find-links FOLDER]
 
 uv resolves; this script keeps, of each package, the hashes of the files that fit the stack's Python on Linux x86_64
 (a tenth of all), and no index. It prints what changed. Needs uv, PyYAML and packaging (the development environment).

@@ -103,7 +103,8 @@ def site(tmp_path_factory) -> Iterator[Site]:
     """A container of the lab's base, with a model whose path has a blank in it."""
     folder = tmp_path_factory.mktemp("site")
     models = folder / "models"
-    subprocess.run([str(ROOT / "lab/tiny_llama.py"), str(models / "tiny llama")], check=True, capture_output=True)
+    command = [sys.executable, str(ROOT / "lab/tiny_llama.py"), str(models / "tiny llama")]
+    subprocess.run(command, check=True, capture_output=True)
     for path in (folder, *folder.parents):
         if str(path).startswith("/tmp/"):
             path.chmod(0o755)
