@@ -244,14 +244,12 @@ def _change(declared: Declared, actual: Container) -> tuple[list[Step], Containe
     """Steps for keys, disk and raw lines; the container after them; and the keys that wait for a restart."""
     conf = actual.conf
     # What waits for a restart counts as said already; saying it again would change nothing.
-    pending = dict(conf.pending.values)
-    to_be_deleted = set(filter(None, pending.pop("delete", "").replace("!", "").split(",")))
-    current = {key: value for key, value in {**conf.main.values, **pending}.items() if key not in to_be_deleted}
+    current = pct_conf.with_pending(conf).values
     if conf.main.description:
         current["description"] = conf.main.description
     _refuse_unprivileged(declared, current)
     steps: list[Step] = []
-    values = dict(conf.main.values)
+    values = dict(current)
 
     size = _grown_disk(declared, current)
     if size and not actual.is_template:
@@ -298,15 +296,21 @@ def _change(declared: Declared, actual: Container) -> tuple[list[Step], Containe
     restart = []
     if actual.running:
         restart = sorted(
-            {key for key in [*changed, *deleted] if pct_conf.base_key(key) not in _LIVE}
-            | set(pending)
-            | to_be_deleted
+            {key for key in changed if not _is_live(key, key in current)}
+            | {key for key in deleted if not _is_live(key, True)}
+            | set(pct_conf.waiting(conf))
             | {line[0] for line in wanted_raw}
             | raw_removed
         )
     description = values.pop("description", conf.main.description if "description" not in deleted else "")
     section = pct_conf.Section(values, list(raw), description)
     return steps, replace(actual, text=pct_conf.render(section)), restart
+
+
+def _is_live(key: str, is_there: bool) -> bool:
+    """Does a running container get this change at once? A mount that is new does; one that is there waits."""
+    base = pct_conf.base_key(key)
+    return base in _LIVE or (base == "mp" and not is_there)
 
 
 def _short(value: str | None) -> str:

@@ -19,9 +19,10 @@ _DEFAULT_SUBKEY = {"rootfs": "volume", "mp": "volume", "dev": "path", "startup":
 _PROPERTY_KEYS = {*_DEFAULT_SUBKEY, "net", "features"}
 _BOOLEANS = {"1": "1", "yes": "1", "true": "1", "on": "1", "0": "0", "no": "0", "false": "0", "off": "0"}
 _BOOLEAN_KEYS = {"onboot", "protection", "unprivileged", "template", "console", "debug"}
-_LINE = re.compile(r"([a-z][a-z0-9_]*):\s*(.*?)\s*$")
-_RAW_LINE = re.compile(r"(lxc\.[A-Za-z0-9_.\-]+)\s*[:=]\s*(.*?)\s*$")
-_SECTION = re.compile(r"\[(.+)\]\s*$")
+# Blanks are ASCII's: Python would take a no-break space for one, Proxmox doesn't.
+_LINE = re.compile(r"([a-z][a-z0-9_]*):\s*(.*?)\s*$", re.ASCII)
+_RAW_LINE = re.compile(r"(lxc\.[A-Za-z0-9_.\-]+)\s*[:=]\s*(.*?)\s*$", re.ASCII)
+_SECTION = re.compile(r"\[(.+)\]\s*$", re.ASCII)
 # What Proxmox accepts as raw keys; it warns of others and drops them at its next write (pct.md, "Config file").
 _RAW_KEYS = re.compile(
     r"lxc\.(apparmor\.(profile|allow_incomplete|allow_nesting|raw)|selinux\.context|include|arch|uts\.name|signal\..+"
@@ -60,7 +61,7 @@ def parse(text: str) -> Conf:
     conf = Conf()
     section = conf.main
     comments: dict[int, list[str]] = {}
-    for line in text.splitlines():
+    for line in text.split("\n"):
         header = _SECTION.match(line)
         if header:
             name = header.group(1)
@@ -76,6 +77,24 @@ def parse(text: str) -> Conf:
     for each in (conf.main, conf.pending, *conf.snapshots.values()):
         each.description = "".join(f"{line}\n" for line in comments.get(id(each), []))
     return conf
+
+
+def _deleted_by_pending(conf: Conf) -> set:
+    # "!key" is one that Proxmox was told to remove by force.
+    return set(filter(None, conf.pending.values.get("delete", "").replace("!", "").split(",")))
+
+
+def waiting(conf: Conf) -> list:
+    """The keys that change or go at a restart, sorted."""
+    return sorted((set(conf.pending.values) - {"delete"}) | _deleted_by_pending(conf))
+
+
+def with_pending(conf: Conf) -> Section:
+    """The main section as it is after a restart."""
+    values = {**conf.main.values, **conf.pending.values}
+    gone = _deleted_by_pending(conf) | {"delete"}
+    kept = {key: value for key, value in values.items() if key not in gone}
+    return Section(kept, list(conf.main.raw), conf.main.description)
 
 
 def render(section: Section) -> str:
@@ -146,7 +165,7 @@ def normalised(key: str, value: str) -> object:
         if "mp" in parts:
             parts["mp"] = parts["mp"].rstrip("/")
         return parts
-    if key == "cpulimit":
+    if key == "cpulimit" and re.fullmatch(r"\d+(\.\d+)?", value):
         return float(value)
     if key == "tags":
         return sorted({tag.lower() for tag in re.split(r"[;,\s]+", value) if tag})
@@ -194,7 +213,7 @@ def replace_raw(text: str, lines: list[tuple[str, str]], removed: Iterable[str] 
     belong to a snapshot.
     """
     named = {line[0] for line in lines} | set(removed)
-    all_lines = text.splitlines(keepends=True)
+    all_lines = re.findall(r"[^\n]*\n|[^\n]+", text)
     end = next((place for place, line in enumerate(all_lines) if _SECTION.match(line)), len(all_lines))
     main, rest = all_lines[:end], all_lines[end:]
     kept = []

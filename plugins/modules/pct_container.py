@@ -20,7 +20,7 @@ attributes:
     description: Shows the plan that a real run would execute, and changes nothing.
     support: full
   diff_mode:
-    description: The container's active configuration before and after, as Proxmox writes it.
+    description: The container's configuration before and after, as Proxmox writes it, with what waits for a restart.
     support: full
   idempotence:
     description: A second run changes nothing. O(state=restarted) always restarts.
@@ -211,6 +211,7 @@ restart_required:
 """
 
 import time
+from collections.abc import Sequence
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.phoenix.hypervisor.plugins.module_utils import node, pct_conf, process
@@ -358,11 +359,13 @@ def _wait_for_boot(vmid: int, timeout: int) -> None:
     )
 
 
-def text_of(container: Container) -> str:
-    """What the diff shows: the active configuration and whether it runs."""
+def text_of(container: Container, waiting: Sequence[str]) -> str:
+    """What the diff shows: the configuration as after a restart, whether it runs, and what waits for that restart."""
     if not container.exists:
         return ""
-    return pct_conf.render(container.conf.main) + f"status: {'running' if container.running else 'stopped'}\n"
+    lines = [f"status: {'running' if container.running else 'stopped'}"]
+    lines += [f"waits for a restart: {key}" for key in waiting]
+    return pct_conf.render(pct_conf.with_pending(container.conf)) + "".join(f"{line}\n" for line in lines)
 
 
 def main() -> None:
@@ -409,9 +412,10 @@ def main() -> None:
                 steps = list(planned.steps)
         after = planned.after if module.check_mode else node.read(declared.vmid)
     except (PlanError, ContainerError, node.NodeError, ValueError) as error:
+        where = f"CTID {declared.vmid}: " if isinstance(error, ValueError) else ""
         steps = [step.why for step in done]
         begun = f"\nDone before that: {'; '.join(steps)}. The next run goes on from there." if steps else ""
-        module.fail_json(msg=f"{error}{begun}", steps=steps)
+        module.fail_json(msg=f"{where}{error}{begun}", steps=steps)
     shown = planned.steps if module.check_mode else done
     module.exit_json(
         changed=bool(shown),
@@ -420,8 +424,8 @@ def main() -> None:
         status="absent" if not after.exists else "running" if after.running else "stopped",
         restart_required=list(planned.restart_required),
         diff={
-            "before": text_of(before),
-            "after": text_of(after),
+            "before": text_of(before, pct_conf.waiting(before.conf)),
+            "after": text_of(after, planned.restart_required),
             "before_header": f"CTID {declared.vmid}",
             "after_header": f"CTID {declared.vmid}",
         },

@@ -1,0 +1,294 @@
+# Copyright (c) 2026 The Phoenix Hypervisor team
+# GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Conf files and property strings: parsed, rendered, compared, edited."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from ansible_collections.phoenix.hypervisor.plugins.module_utils import pct_conf
+from hypothesis import given
+from hypothesis import strategies as st
+
+CONF = """\
+#line one%0Awith a newline
+#ümläut %C3%BC
+arch: amd64
+features: nesting=1
+memory: 512
+net0: name=eth0,bridge=vmbr0,hwaddr=BC:24:11:00:00:01,ip=dhcp,type=veth
+rootfs: local-btrfs:vm-700-disk-0.subvol,size=8G
+lxc.cap.keep: a,b
+lxc.mount.entry = /dev/x dev/x none bind 0 0
+
+[pve:pending]
+hostname: later
+delete: features,!swap
+
+[before]
+#of the snapshot
+memory: 256
+snaptime: 1
+lxc.cap.keep: of the snapshot
+
+[vzdump]
+memory: 128
+snapstate: delete
+"""
+
+KEYS = st.sampled_from(["arch", "hostname", "memory", "net0", "mp12", "tags", "cores"])
+WORDS = st.text(st.characters(min_codepoint=33, max_codepoint=0x2FFF, exclude_categories=["Cs", "Z"]), min_size=1)
+RAW_KEYS = st.sampled_from(["lxc.cap.drop", "lxc.apparmor.profile", "lxc.cgroup2.devices.allow", "lxc.environment"])
+SECTIONS = st.builds(
+    pct_conf.Section,
+    st.dictionaries(KEYS, WORDS),
+    st.lists(st.tuples(RAW_KEYS, WORDS), max_size=4),
+    st.lists(st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"])), max_size=3).map(
+        lambda lines: "".join(f"{line}\n" for line in lines)
+    ),
+)
+
+
+def test_parse_keeps_the_sections_apart():
+    conf = pct_conf.parse(CONF)
+    assert conf.main.values["memory"] == "512"
+    assert conf.main.raw == [("lxc.cap.keep", "a,b"), ("lxc.mount.entry", "/dev/x dev/x none bind 0 0")]
+    assert conf.main.description == "line one\nwith a newline\nümläut ü\n"
+    assert conf.pending.values == {"hostname": "later", "delete": "features,!swap"}
+    assert sorted(conf.snapshots) == ["before", "vzdump"]
+    assert conf.snapshots["before"].values == {"memory": "256", "snaptime": "1"}
+    assert conf.snapshots["before"].raw == [("lxc.cap.keep", "of the snapshot")]
+    assert conf.snapshots["before"].description == "of the snapshot\n"
+
+
+@pytest.mark.parametrize("line", ["", "   ", "no colon", "=x", "Upper: 1", "lxc.a", "\x0c", ": 1"])
+def test_parse_passes_over_what_is_no_line_of_a_conf(line):
+    assert pct_conf.parse(f"memory: 1\n{line}\ncores: 2\n").main.values == {"memory": "1", "cores": "2"}
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n", "\n\n"])
+def test_parse_of_the_last_line(end):
+    assert pct_conf.parse(f"memory: 1{end}").main.values == {"memory": "1"}
+
+
+@given(SECTIONS)
+def test_what_is_rendered_is_parsed_to_the_same(section):
+    assert pct_conf.parse(pct_conf.render(section)).main == section
+
+
+@given(st.text())
+def test_parse_takes_any_text(text):
+    pct_conf.parse(text)
+
+
+def test_render_is_what_proxmox_writes():
+    section = pct_conf.Section({"memory": "512", "arch": "amd64"}, [("lxc.b", "2"), ("lxc.a", "1")], "ü %\nx\n")
+    assert pct_conf.render(section) == "#%C3%BC %25\n#x\narch: amd64\nmemory: 512\nlxc.b: 2\nlxc.a: 1\n"
+
+
+def test_with_pending_is_the_conf_after_a_restart():
+    conf = pct_conf.parse(CONF)
+    after = pct_conf.with_pending(conf)
+    assert after.values == {
+        **{key: value for key, value in conf.main.values.items() if key != "features"},
+        "hostname": "later",
+    }
+    assert after.raw == conf.main.raw
+    assert pct_conf.waiting(conf) == ["features", "hostname", "swap"]
+    assert pct_conf.waiting(pct_conf.parse("memory: 1\n")) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "parts"),
+    [
+        ("net0", "name=eth0,ip=dhcp", {"name": "eth0", "ip": "dhcp"}),
+        ("rootfs", "local:8", {"volume": "local:8"}),
+        ("rootfs", "local:x/y,size=8G", {"volume": "local:x/y", "size": "8G"}),
+        ("rootfs", "volume=local:8", {"volume": "local:8"}),
+        ("mp0", "/a,mp=/b", {"volume": "/a", "mp": "/b"}),
+        ("mp0", "/a=b,mp=/b", {"volume": "/a=b", "mp": "/b"}),
+        ("dev0", "/dev/x,mode=0660", {"path": "/dev/x", "mode": "0660"}),
+        ("dev0", "path=/dev/x", {"path": "/dev/x"}),
+        ("dev0", "/dev/disk/by-id/a=b", {"path": "/dev/disk/by-id/a=b"}),
+        ("startup", "5", {"order": "5"}),
+        ("startup", "order=5,up=3", {"order": "5", "up": "3"}),
+        ("features", "", {}),
+        ("features", "nesting=1,,keyctl=1", {"nesting": "1", "keyctl": "1"}),
+        ("features", "mount=nfs;cifs", {"mount": "nfs;cifs"}),
+    ],
+)
+def test_split_property(key, text, parts):
+    assert pct_conf.split_property(key, text) == parts
+    assert pct_conf.split_property(key, pct_conf.join_property(key, parts)) == parts
+
+
+@pytest.mark.parametrize(("key", "text"), [("net0", "eth0"), ("features", "nesting"), ("net1", "name=eth0,bridge")])
+def test_a_part_without_a_name_is_an_error_that_names_the_key(key, text):
+    with pytest.raises(ValueError, match=key):
+        pct_conf.split_property(key, text)
+
+
+@given(st.dictionaries(st.sampled_from(["name", "ip", "gw", "hwaddr"]), st.from_regex(r"[A-Za-z0-9:./-]+", fullmatch=True)))
+def test_property_strings_round_trip(parts):
+    assert pct_conf.split_property("net0", pct_conf.join_property("net0", parts)) == parts
+
+
+@pytest.mark.parametrize(
+    ("key", "parts", "text"),
+    [
+        ("features", {"nesting": True, "keyctl": False}, "nesting=1,keyctl=0"),
+        ("features", {"nesting": 1, "fuse": None, "mount": ""}, "nesting=1"),
+        ("mp0", {"mp": "/b", "volume": "/a"}, "/a,mp=/b"),
+        ("startup", {"order": 5, "up": 0}, "order=5,up=0"),
+        ("dev3", {"path": "/dev/x", "uid": 0}, "/dev/x,uid=0"),
+    ],
+)
+def test_join_property(key, parts, text):
+    assert pct_conf.join_property(key, parts) == text
+
+
+SAME = [
+    ("features", "nesting=1,keyctl=1", "keyctl=1,nesting=1"),
+    ("features", "nesting=1,keyctl=0", "nesting=1"),
+    ("features", "nesting=yes", "nesting=1"),
+    ("net0", "name=eth0,hwaddr=bc:24:11:00:00:01", "hwaddr=BC:24:11:00:00:01,name=eth0"),
+    ("net0", "name=eth0,firewall=0", "name=eth0"),
+    ("mp0", "/a,mp=/b/", "/a,mp=/b"),
+    ("mp0", "local:v,mp=/b,size=8G", "local:v,mp=/b"),
+    ("dev0", "path=/dev/x", "/dev/x"),
+    ("startup", "5", "order=5"),
+    ("tags", "B;a", "a,b"),
+    ("tags", "a a", "a"),
+    ("cpulimit", "2", "2.0"),
+    ("onboot", "yes", "1"),
+    ("onboot", "off", "0"),
+    ("nameserver", "1.1.1.1 8.8.8.8", "1.1.1.1,8.8.8.8"),
+    ("description", "text\n", "text"),
+    ("memory", "512", "512"),
+    ("memory", None, None),
+]
+DIFFERENT = [
+    ("features", "nesting=1", "keyctl=1"),
+    ("net0", "name=eth0", "name=eth1"),
+    ("net0", "name=eth0,firewall=1", "name=eth0"),
+    ("net0", "name=eth0,hwaddr=BC:24:11:00:00:01", "name=eth0"),
+    ("mp0", "/a,mp=/b", "/a,mp=/b,ro=1"),
+    ("mp0", "/a,mp=/b", "/c,mp=/b"),
+    ("dev0", "/dev/x", "/dev/x,mode=0660"),
+    ("tags", "a", "a;b"),
+    ("cpulimit", "2", "2.5"),
+    ("cpulimit", "2", "two"),
+    ("onboot", "1", "0"),
+    ("nameserver", "1.1.1.1 8.8.8.8", "8.8.8.8 1.1.1.1"),
+    ("memory", "512", "1024"),
+    ("memory", None, "512"),
+    ("hostname", "a", "A"),
+]
+
+
+@pytest.mark.parametrize(("key", "one", "other"), SAME)
+def test_same(key, one, other):
+    assert pct_conf.same(key, one, other)
+    assert pct_conf.same(key, other, one)
+
+
+@pytest.mark.parametrize(("key", "one", "other"), DIFFERENT)
+def test_not_same(key, one, other):
+    assert not pct_conf.same(key, one, other)
+    assert not pct_conf.same(key, other, one)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("8G", 8 * 2**30), ("512M", 2**29), ("1.5T", 3 * 2**39), ("4K", 4096), ("17", 17), (" 1G ", 2**30), ("0", 0)],
+)
+def test_size_in_bytes(text, size):
+    assert pct_conf.size_in_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "G", "8g", "-8G", "8 G", "8GB", "+1G"])
+def test_what_is_no_size(text):
+    with pytest.raises(ValueError, match="is not a size"):
+        pct_conf.size_in_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("line", "parts"),
+    [
+        ("lxc.apparmor.profile: unconfined", ("lxc.apparmor.profile", "unconfined")),
+        ("lxc.apparmor.profile=unconfined", ("lxc.apparmor.profile", "unconfined")),
+        ("lxc.cap.drop = ", ("lxc.cap.drop", "")),
+        ("lxc.cgroup2.devices.allow: c 195:* rwm", ("lxc.cgroup2.devices.allow", "c 195:* rwm")),
+        ("lxc.mount.entry: /a b none bind,create=dir 0 0", ("lxc.mount.entry", "/a b none bind,create=dir 0 0")),
+        ("lxc.idmap: u 0 100000 65536", ("lxc.idmap", "u 0 100000 65536")),
+        ("lxc.net.0.type = veth", ("lxc.net.0.type", "veth")),
+    ],
+)
+def test_split_raw(line, parts):
+    assert pct_conf.split_raw(line) == parts
+
+
+@pytest.mark.parametrize("line", ["", "memory: 1", "lxc.cap.drop", "# lxc.x: y", "xlxc.cap.drop: a"])
+def test_what_is_no_raw_line(line):
+    with pytest.raises(ValueError, match="not of the form"):
+        pct_conf.split_raw(line)
+
+
+@pytest.mark.parametrize("key", ["lxc.rootfs.path", "lxc.rootfs.options", "lxc.nonsense", "lxc.capdrop", "lxc.cap.x"])
+def test_a_raw_key_that_proxmox_would_drop_is_refused(key):
+    with pytest.raises(ValueError, match=re.escape(key)):
+        pct_conf.split_raw(f"{key}: x")
+
+
+class TestReplaceRaw:
+    """Fault 4: lines appended to a conf with snapshots land in a snapshot's section."""
+
+    def test_a_new_line_goes_above_the_first_section(self):
+        text = pct_conf.replace_raw(CONF, [("lxc.apparmor.profile", "unconfined")])
+        assert text == CONF.replace("\n\n[pve:pending]", "\nlxc.apparmor.profile: unconfined\n\n[pve:pending]")
+
+    def test_a_changed_line_changes_in_the_main_section_only(self):
+        conf = pct_conf.parse(pct_conf.replace_raw(CONF, [("lxc.cap.keep", "c")]))
+        assert ("lxc.cap.keep", "c") in conf.main.raw
+        assert ("lxc.cap.keep", "a,b") not in conf.main.raw
+        assert conf.snapshots == pct_conf.parse(CONF).snapshots
+
+    def test_removed(self):
+        text = pct_conf.replace_raw(CONF, [], ["lxc.cap.keep", "lxc.mount.entry"])
+        assert text == CONF.replace("lxc.cap.keep: a,b\nlxc.mount.entry = /dev/x dev/x none bind 0 0\n", "")
+
+    def test_a_key_given_twice_has_both_lines_in_their_order(self):
+        lines = [("lxc.cap.drop", "b"), ("lxc.cap.drop", "a")]
+        assert pct_conf.parse(pct_conf.replace_raw(CONF, lines)).main.raw[-2:] == lines
+
+    @pytest.mark.parametrize("text", ["", "memory: 1", "memory: 1\n", "memory: 1\n\n", "\n\n[s]\nmemory: 2\n", "[s]\n"])
+    def test_any_end(self, text):
+        conf = pct_conf.parse(pct_conf.replace_raw(text, [("lxc.cap.drop", "a")]))
+        assert conf.main.raw == [("lxc.cap.drop", "a")]
+        assert conf.main.values == pct_conf.parse(text).main.values
+        assert conf.snapshots == pct_conf.parse(text).snapshots
+
+    def test_bytes_that_are_no_utf_8_stay(self):
+        text = b"#caf\xe9\r\nmemory: 1\x0b\x1c\nlxc.cap.drop: a\n\n[s]\n#\xff\n".decode("utf-8", "surrogateescape")
+        done = pct_conf.replace_raw(text, [("lxc.cap.drop", "b")]).encode("utf-8", "surrogateescape")
+        assert done == b"#caf\xe9\r\nmemory: 1\x0b\x1c\nlxc.cap.drop: b\n\n[s]\n#\xff\n"
+
+    @given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n"))), RAW_KEYS, WORDS)
+    def test_all_other_lines_stay_to_the_byte(self, lines, key, value):
+        text = "".join(f"{line}\n" for line in lines)
+        others = [line for line in pct_conf.replace_raw(text, [(key, value)]).split("\n") if line != f"{key}: {value}"]
+        kept = [line for line in text.split("\n") if line != f"{key}: {value}"]
+        assert [line for line in kept if not line.startswith(key)] == [
+            line for line in others if not line.startswith(key)
+        ]
+
+    @given(SECTIONS, SECTIONS, st.lists(st.tuples(RAW_KEYS, WORDS), max_size=3))
+    def test_twice_is_as_once(self, main, snapshot, lines):
+        text = f"{pct_conf.render(main)}\n[snap]\n{pct_conf.render(snapshot)}"
+        once = pct_conf.replace_raw(text, lines)
+        assert pct_conf.replace_raw(once, lines) == once
+        conf = pct_conf.parse(once)
+        assert conf.snapshots["snap"] == snapshot
+        assert conf.main.values == main.values
