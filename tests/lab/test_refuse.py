@@ -1,0 +1,59 @@
+# Copyright (c) 2026 The Phoenix Hypervisor team
+# GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""site.yml refuses what can't work with one sentence, before anything changes on the node."""
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.lab
+
+ROOT = Path(__file__).resolve().parents[2]
+LAB = ROOT / "inventories" / "lab"
+PCT_CALLS = Path("/var/log/phoenix-lab/pct-calls.log")
+
+
+def _run(folder: Path, overrides: dict, limit: str = "ctid_921") -> subprocess.CompletedProcess:
+    """Run site.yml on the lab's inventory with these overrides on top."""
+    source = (LAB / "lxc_configs.yml").read_text()
+    source = source.replace("../example/", f"{LAB.parent}/example/")
+    source = source.replace("[overrides.json]", f"[{LAB}/overrides.json, more.json]")
+    (folder / "lxc_configs.yml").write_text(source)
+    (folder / "more.json").write_text(json.dumps({"lxc_configs": overrides}))
+    return subprocess.run(
+        ["ansible-playbook", "-i", str(folder / "lxc_configs.yml"), "site.yml", "-l", limit],
+        cwd=ROOT, env={**os.environ, "COLUMNS": "1000"}, capture_output=True, text=True, check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "limit", "words"),
+    [
+        pytest.param({"901": {"features": ["nvidia"]}}, "ctid_921", "no role for feature nvidia", id="feature"),
+        pytest.param({"921": {"application_script": "x.sh"}}, "ctid_921", "application_script x.sh", id="application"),
+        pytest.param({"921": {"vllm_stack": "nope"}}, "ctid_921", "vllm_stack is nope", id="stack"),
+        pytest.param({"921": {"vllm_stack": None}}, "ctid_921", "names no stack", id="no stack"),
+        pytest.param(
+            {"921": {"vllm_engine_config": {"ModelConfig": {"max_modl_len": 5}}}}, "ctid_921",
+            "the nearest that it has is max_model_len", id="engine argument",
+        ),
+        pytest.param({"921": {"memory_mb": "much"}}, "ctid_921", "CTID 921, key memory_mb", id="value"),
+        pytest.param({"901": {"clone_from_ctid": "921"}}, "ctid_921", "clone_from_ctid", id="circle"),
+        pytest.param({}, "ctid_999", "CTID 999", id="unknown CTID"),
+    ],
+)
+def test_one_sentence_and_nothing_changed(tmp_path, overrides, limit, words):
+    calls = PCT_CALLS.read_text()
+    done = _run(tmp_path, overrides, limit)
+    output = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert words in output
+    assert "Traceback" not in output
+    assert not re.search(r"changed=[1-9]", output)
+    assert PCT_CALLS.read_text() == calls
