@@ -119,17 +119,15 @@ def plan(
     if not actual.exists:
         step, after = _create(declared, source, storage_types or {})
         steps.append(step)
-    restart: list[str] = []
-    if after.text or actual.exists:
-        changes, after, restart = _change(declared, after)
-        if after.running and declared.restart == "when_required" and any(step.kind == "raw" for step in changes):
-            # Nothing in the conf file tells that a raw line waits for a restart. Down first: a run that is killed in
-            # between leaves a stopped container, which the next run starts.
-            changes.insert(0, _shutdown(declared.vmid, "raw lines take effect at a start"))
-            after = replace(after, running=False)
-            if declared.state == "present":
-                declared = replace(declared, state="started")
-        steps += changes
+    changes, after, restart = _change(declared, after)
+    if after.running and declared.restart == "when_required" and any(step.kind == "raw" for step in changes):
+        # Nothing in the conf file tells that a raw line waits for a restart. Down first: a run that is killed in
+        # between leaves a stopped container, which the next run starts.
+        changes.insert(0, _shutdown(declared.vmid, "raw lines take effect at a start"))
+        after = replace(after, running=False)
+        if declared.state == "present":
+            declared = replace(declared, state="started")
+    steps += changes
     lifecycle, after = _state(declared, after, restart)
     steps += lifecycle
     if any(step.argv[1:2] in (("reboot",), ("start",)) for step in steps):
@@ -268,17 +266,18 @@ def _change(declared: Declared, actual: Container) -> tuple[list[Step], Containe
     if declared.mounts is not None:
         wanted.update(_mount_changes(declared.mounts, current))
     changed = {key: value for key, value in wanted.items() if not pct_conf.same(key, current.get(key), value)}
+    _refuse_contradiction(declared, wanted)
     emptied = [key for key, value in changed.items() if value == ""]
-    deleted += [key for key in emptied if key in current]
+    deleted = sorted({*deleted, *(key for key in emptied if key in current)})
     changed = {key: value for key, value in changed.items() if value != ""}
     if changed or deleted:
         why = ", ".join(
             [f"{key}: {_short(current.get(key))} → {value}" for key, value in sorted(changed.items())]
-            + [f"{key}: {_short(current[key])} → nothing" for key in sorted(deleted)]
+            + [f"{key}: {_short(current[key])} → nothing" for key in deleted]
         )
         argv = _pct(declared.vmid, "set", *_options(changed))
         if deleted:
-            argv += ("--delete", ",".join(sorted(deleted)))
+            argv += ("--delete", ",".join(deleted))
         steps.append(Step("pct", why, argv))
         values.update(changed)
         for key in deleted:
@@ -303,8 +302,8 @@ def _change(declared: Declared, actual: Container) -> tuple[list[Step], Containe
             | raw_removed
         )
     description = values.pop("description", conf.main.description if "description" not in deleted else "")
-    section = pct_conf.Section(values, list(raw), description)
-    return steps, replace(actual, text=pct_conf.render(section)), restart
+    after = pct_conf.Conf(pct_conf.Section(values, list(raw), description), snapshots=conf.snapshots)
+    return steps, replace(actual, text=pct_conf.render_conf(after)), restart
 
 
 def _is_live(key: str, is_there: bool) -> bool:
@@ -331,6 +330,16 @@ def _refuse_unprivileged(declared: Declared, current: Mapping[str, str]) -> None
             f"CTID {declared.vmid} is {words[is_unprivileged]} and is declared {words[declared.unprivileged]}; Proxmox "
             "can't change that in place. Correct `unprivileged` in the declaration, or remove the container (after a "
             "backup of what it holds) and run again"
+        )
+
+
+def _refuse_contradiction(declared: Declared, wanted: Mapping[str, str]) -> None:
+    named = {key for key, value in wanted.items() if value != ""}
+    named |= {key for key, _value in _declared_raw(declared)}
+    both = sorted(named & set(declared.delete))
+    if both:
+        raise PlanError(
+            f"CTID {declared.vmid}: {', '.join(both)} is declared, and is to be deleted; keep one of the two"
         )
 
 
@@ -427,12 +436,16 @@ def _mount_changes(mounts: Sequence[Mapping[str, object]], current: Mapping[str,
     return values
 
 
-def _raw_changes(declared: Declared, current: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The raw lines to write, none when they are there already. Lines with other keys are not spoken of."""
+def _declared_raw(declared: Declared) -> list[tuple[str, str]]:
     try:
-        wanted = [pct_conf.split_raw(line) for line in declared.raw or []]
+        return [pct_conf.split_raw(line) for line in declared.raw or []]
     except ValueError as error:
         raise PlanError(f"CTID {declared.vmid}: raw line: {error}; correct lxc_options") from error
+
+
+def _raw_changes(declared: Declared, current: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The raw lines to write, none when they are there already. Lines with other keys are not spoken of."""
+    wanted = _declared_raw(declared)
 
     def of(lines: Sequence[tuple[str, str]], name: str) -> list[str]:
         return [line[1] for line in lines if line[0] == name]

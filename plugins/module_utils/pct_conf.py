@@ -105,6 +105,14 @@ def render(section: Section) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
+def render_conf(conf: Conf) -> str:
+    """A whole conf file as Proxmox writes it."""
+    text = render(conf.main)
+    if conf.pending.values:
+        text += f"\n[pve:pending]\n{render(conf.pending)}"
+    return text + "".join(f"\n[{name}]\n{render(section)}" for name, section in sorted(conf.snapshots.items()))
+
+
 def base_key(key: str) -> str:
     """A key without its number: C(net0) is a C(net)."""
     return key.rstrip("0123456789")

@@ -88,6 +88,12 @@ def test_render_is_what_proxmox_writes():
     assert pct_conf.render(section) == "#%C3%BC %25\n#x\narch: amd64\nmemory: 512\nlxc.b: 2\nlxc.a: 1\n"
 
 
+@given(SECTIONS, SECTIONS, st.dictionaries(KEYS, WORDS))
+def test_a_whole_conf_round_trips(main, snapshot, pending):
+    conf = pct_conf.Conf(main, pct_conf.Section(pending), {"snap": snapshot})
+    assert pct_conf.parse(pct_conf.render_conf(conf)) == conf
+
+
 def test_with_pending_is_the_conf_after_a_restart():
     conf = pct_conf.parse(CONF)
     after = pct_conf.with_pending(conf)
@@ -130,7 +136,9 @@ def test_a_part_without_a_name_is_an_error_that_names_the_key(key, text):
         pct_conf.split_property(key, text)
 
 
-@given(st.dictionaries(st.sampled_from(["name", "ip", "gw", "hwaddr"]), st.from_regex(r"[A-Za-z0-9:./-]+", fullmatch=True)))
+@given(
+    st.dictionaries(st.sampled_from(["name", "ip", "gw", "hwaddr"]), st.from_regex(r"[A-Za-z0-9:./-]+", fullmatch=True))
+)
 def test_property_strings_round_trip(parts):
     assert pct_conf.split_property("net0", pct_conf.join_property("net0", parts)) == parts
 
