@@ -32,7 +32,6 @@ PACKAGES = (
 )  # fmt: skip
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
-_MIRROR, _SECURITY = "http://deb.example.org/debian", "http://deb.example.org/debian-security"
 # What concerns the way to the mirrors; what apt installs is the guest's own business
 _PIP_KEYS = frozenset(
     ("index-url", "extra-index-url", "find-links", "no-index", "trusted-host", "proxy", "timeout", "default-timeout",
@@ -45,7 +44,7 @@ _APT_KEYS = re.compile(
 
 @dataclass(frozen=True)
 class Machine:
-    """What the machine says about reaching packages."""
+    """What the machine says about reaching packages. Without a mirror, mmdebstrap knows Debian's own."""
 
     mirror: str
     security: str
@@ -56,7 +55,7 @@ class Machine:
 
 
 def debian_mirrors(sources: str) -> tuple[str, str]:
-    """(main, security) mirror URI from apt sources of either format; Debian's own where there is none."""
+    """(main, security) mirror URI from apt sources of either format; empty where there is none."""
     found: dict[str, str] = {}
     for block in re.split(r"\n\s*\n", sources):
         fields = dict(re.findall(r"^(\w[\w-]*):[ \t]*(.+)$", block, re.M))
@@ -67,7 +66,15 @@ def debian_mirrors(sources: str) -> tuple[str, str]:
         for uri, suite in re.findall(r"^deb\s+(?:\[[^\]]*\]\s+)?(\S+)\s+(\S+)", block, re.M):
             found.setdefault("security" if "-security" in suite else "main", uri)
     usable = {kind: uri.rstrip("/") for kind, uri in found.items() if uri.startswith(("http://", "https://"))}
-    return usable.get("main", _MIRROR), usable.get("security", _SECURITY)
+    return usable.get("main", ""), usable.get("security", "")
+
+
+def source_lines(machine: Machine) -> list[str]:
+    """The one-line apt sources of the machine's mirrors."""
+    lines = [f"deb {machine.mirror} {suite} main" for suite in (SUITE, f"{SUITE}-updates") if machine.mirror]
+    if machine.mirror and machine.security:
+        lines.append(f"deb {machine.security} {SUITE}-security main")
+    return lines
 
 
 def apt_settings(dump: str) -> tuple[str, ...]:
@@ -160,12 +167,7 @@ def _as_url(word: str) -> str:
 def archive_files(machine: Machine) -> dict[str, str]:
     """Path to text of every file that the lab adds to the plain Debian."""
     files = {
-        "/etc/apt/sources.list.d/debian.sources": (
-            f"Types: deb\nURIs: {machine.mirror}\nSuites: {SUITE} {SUITE}-updates\nComponents: main\n"
-            f"Signed-By: {KEYRING}\n\n"
-            f"Types: deb\nURIs: {machine.security}\nSuites: {SUITE}-security\nComponents: main\n"
-            f"Signed-By: {KEYRING}\n"
-        ),
+        "/etc/apt/sources.list": "".join(f"{line}\n" for line in source_lines(machine)),
         "/etc/apt/apt.conf.d/90phoenix-lab": "".join(line + "\n" for line in machine.apt)
         + "".join(
             f'Acquire::{name.split("_")[0]}::Proxy "{value}";\n'
@@ -184,14 +186,14 @@ def archive_files(machine: Machine) -> dict[str, str]:
 
 def recipe_digest(machine: Machine) -> str:
     """Changes when the archive must be made anew."""
-    text = json.dumps([SUITE, PACKAGES, archive_files(machine), 2], sort_keys=True)
+    text = json.dumps([SUITE, PACKAGES, archive_files(machine), 3], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_machine() -> Machine:
     """What this machine says; nothing is changed."""
     release = Path("/etc/os-release").read_text() if Path("/etc/os-release").exists() else ""
-    mirror, security = _MIRROR, _SECURITY
+    mirror = security = ""
     if re.search(r'^ID="?debian"?$', release, re.M):
         places = [Path("/etc/apt/sources.list")]
         places += sorted(Path("/etc/apt/sources.list.d").glob("*.sources"))
@@ -256,15 +258,13 @@ def build(machine: Machine, target: Path) -> None:
             f"--include={','.join(PACKAGES)}",
             f"--keyring={KEYRING}",
             *([f"--aptopt={apt}"] if proxies else []),
+            '--customize-hook=rm -f "$1/etc/apt/apt.conf.d/99mmdebstrap"',
             f'--customize-hook=cp -rT --no-preserve=ownership {inside} "$1"',
-            '--customize-hook=rm -f "$1/etc/apt/sources.list" "$1/etc/apt/apt.conf.d/99mmdebstrap"',
             '--customize-hook=chroot "$1" update-ca-certificates',
             f'--customize-hook=install -D -m 0644 {KEYRING} "$1{KEYRING}"',
             SUITE,
             str(partial),
-            f"deb {machine.mirror} {SUITE} main",
-            f"deb {machine.mirror} {SUITE}-updates main",
-            f"deb {machine.security} {SUITE}-security main",
+            *source_lines(machine),
         ]
         try:
             done = subprocess.run(
@@ -273,7 +273,8 @@ def build(machine: Machine, target: Path) -> None:
             )  # fmt: skip
             if done.returncode:
                 words = "\n".join((done.stdout + done.stderr).strip().splitlines()[-15:])
-                raise PctError(f"mmdebstrap could not make {settings.BASE_NAME} from {machine.mirror}:\n{words}", 1)
+                origin = machine.mirror or "Debian"
+                raise PctError(f"mmdebstrap could not make {settings.BASE_NAME} from {origin}:\n{words}", 1)
             partial.chmod(0o600)
             partial.rename(target)
         finally:

@@ -358,7 +358,7 @@ def _base(state: State) -> None:
     wanted = image.recipe_digest(machine)
     if settings.BASE_ARCHIVE.exists() and state.values.get("base_digest") == wanted:
         return
-    say(f"building {settings.BASE_NAME} from {machine.mirror}")
+    say(f"building {settings.BASE_NAME} from {machine.mirror or 'Debian'}")
     image.build(machine, settings.BASE_ARCHIVE)
     state.set("base_digest", wanted)
 

@@ -249,7 +249,7 @@ def test_mirrors_of_both_formats() -> None:
     )
     old = "deb [signed-by=/x] http://m.example/debian bookworm main\ndeb http://m.example/sec bookworm-security main\n"
     assert image.debian_mirrors(new) == image.debian_mirrors(old) == ("http://m.example/debian", "http://m.example/sec")
-    assert image.debian_mirrors("")[0] == "http://deb.example.org/debian"
+    assert image.debian_mirrors("") == ("", "")
 
 
 def test_only_the_way_to_mirrors_is_taken_from_apt() -> None:
@@ -285,7 +285,7 @@ def machine(**more: object) -> image.Machine:
 
 def test_a_plain_machine_adds_nothing_for_pip_and_uv() -> None:
     files = image.archive_files(machine())
-    assert set(files) == {"/etc/apt/sources.list.d/debian.sources", "/etc/default/locale"}
+    assert set(files) == {"/etc/apt/sources.list", "/etc/default/locale"}
 
 
 def test_certificates_and_indexes_reach_pip_and_uv() -> None:
