@@ -18,6 +18,8 @@ notes:
   - The user on the node has to be root, as for C(pct) itself.
   - The node is reached with ansible-core's own P(ansible.builtin.ssh#connection) plugin. All of its variables
     (C(ansible_ssh_*) and those below), its environment variables and its section of C(ansible.cfg) apply to the node.
+  - With O(node_connection=ssh), a command inside that ends with 255 is taken for a lost connection, as with every host
+    that Ansible reaches by SSH.
 options:
   vmid:
     description: CTID of the container.

@@ -269,7 +269,7 @@ def _change(declared: Declared, actual: Container) -> tuple[list[Step], Containe
     _refuse_contradiction(declared, wanted)
     emptied = [key for key, value in changed.items() if value == ""]
     deleted = sorted({*deleted, *(key for key in emptied if key in current)})
-    changed = {key: value for key, value in changed.items() if value != ""}
+    changed = {key: pct_conf.as_written(key, value) for key, value in changed.items() if value != ""}
     if changed or deleted:
         why = ", ".join(
             [f"{key}: {_short(current.get(key))} → {value}" for key, value in sorted(changed.items())]

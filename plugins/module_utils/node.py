@@ -84,24 +84,21 @@ def storage_types() -> dict[str, str]:
         return {}
 
 
-def log_size(vmid: int) -> int:
-    """How long a container's start log is, in bytes: what is written from here on belongs to the next start."""
-    try:
-        return os.path.getsize(_LOG.format(vmid=vmid))
-    except OSError:
-        return 0
-
-
-def log_tail(vmid: int, begin: int = 0, lines: int = 12) -> str:
-    """The last lines of a container's start log that say what is wrong, or its last lines; "" when there is none.
-
-    :param begin: where to begin, from L(log_size); a log that became shorter was begun anew
-    """
+def log(vmid: int) -> bytes:
+    """A container's start log as it is; what a start adds to it is what L(log_tail) shows."""
     try:
         with open(_LOG.format(vmid=vmid), "rb") as file:
-            file.seek(begin if os.fstat(file.fileno()).st_size >= begin else 0)
-            text = file.read().decode("utf-8", "replace").splitlines()
+            return file.read()
     except OSError:
-        return ""
+        return b""
+
+
+def log_tail(vmid: int, before: bytes = b"", lines: int = 12) -> str:
+    """The last lines of a container's start log that say what is wrong, or its last lines; "" when there is none.
+
+    :param before: what L(log) was before this start, which is left out; a log that was begun anew is shown whole
+    """
+    now = log(vmid)
+    text = now[len(before) if now.startswith(before) else 0 :].decode("utf-8", "replace").splitlines()
     wrong = [line for line in text if re.search(r"\b(ERROR|WARN|FATAL)\b", line)]
     return "\n".join((wrong or text)[-lines:])

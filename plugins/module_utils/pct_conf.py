@@ -16,6 +16,8 @@ from urllib.parse import quote, unquote
 
 # The sub-key that a property string may give without its name, by the key's name without its number.
 _DEFAULT_SUBKEY = {"rootfs": "volume", "mp": "volume", "dev": "path", "startup": "order"}
+# The sub-key that Proxmox writes first when there is no unnamed one, or after it.
+_FIRST_SUBKEY = {"net": "name", "mp": "mp"}
 _PROPERTY_KEYS = {*_DEFAULT_SUBKEY, "net", "features"}
 _BOOLEANS = {"1": "1", "yes": "1", "true": "1", "on": "1", "0": "0", "no": "0", "false": "0", "off": "0"}
 _BOOLEAN_KEYS = {"onboot", "protection", "unprivileged", "template", "console", "debug"}
@@ -99,7 +101,9 @@ def with_pending(conf: Conf) -> Section:
 
 def render(section: Section) -> str:
     """One section as Proxmox writes it: description, sorted keys, raw lines."""
-    lines = [f"#{quote(line, safe=' !$&()*+,-./:;<=>?@[]^_{|}~')}" for line in section.description.splitlines()]
+    text = section.description[:-1] if section.description.endswith("\n") else section.description
+    comments = text.split("\n") if section.description else []
+    lines = [f"#{quote(line, safe=' !$&()*+,-./:;<=>?@[]^_{|}~')}" for line in comments]
     lines += [f"{key}: {value}" for key, value in sorted(section.values.items())]
     lines += [f"{key}: {value}" for key, value in section.raw]
     return "".join(f"{line}\n" for line in lines)
@@ -141,11 +145,15 @@ def split_property(key: str, text: str) -> dict[str, str]:
 
 
 def join_property(key: str, parts: dict) -> str:
-    """A property string from its parts. Booleans become 1 and 0; parts without a value are left out."""
+    """A property string from its parts, in the order in which Proxmox writes them.
+
+    Booleans become 1 and 0; parts without a value are left out.
+    """
     unnamed = _DEFAULT_SUBKEY.get(base_key(key))
     named = {name: plain(value) for name, value in parts.items() if value is not None and value != ""}
     first = [named.pop(unnamed)] if unnamed in named and base_key(key) != "startup" else []
-    return ",".join(first + [f"{name}={value}" for name, value in named.items()])
+    order = sorted(named, key=lambda name: (name != _FIRST_SUBKEY.get(base_key(key)), name))
+    return ",".join(first + [f"{name}={named[name]}" for name in order])
 
 
 def plain(value: object) -> str:
@@ -153,6 +161,19 @@ def plain(value: object) -> str:
     if isinstance(value, bool):
         return "1" if value else "0"
     return str(value)
+
+
+def as_written(key: str, value: str) -> str:
+    """A value as Proxmox writes it into the conf file when it is given this one."""
+    if is_property_string(key):
+        return join_property(key, split_property(key, value))
+    if key == "tags":
+        return ";".join(_tags(value))
+    return _BOOLEANS.get(value.lower(), value) if key in _BOOLEAN_KEYS else value
+
+
+def _tags(value: str) -> list[str]:
+    return sorted({tag.lower() for tag in re.split(r"[;,\s]+", value) if tag})
 
 
 def normalised(key: str, value: str) -> object:
@@ -176,7 +197,7 @@ def normalised(key: str, value: str) -> object:
     if key == "cpulimit" and re.fullmatch(r"\d+(\.\d+)?", value):
         return float(value)
     if key == "tags":
-        return sorted({tag.lower() for tag in re.split(r"[;,\s]+", value) if tag})
+        return _tags(value)
     if key in _BOOLEAN_KEYS:
         return _BOOLEANS.get(value.lower(), value)
     if key in ("nameserver", "searchdomain"):

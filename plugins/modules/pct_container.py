@@ -275,10 +275,10 @@ def execute(declared: Declared, step: Step, timeout: int) -> None:
     elif step.kind == "boot":
         _wait_for_boot(declared.vmid, timeout)
     elif step.argv[1] in ("start", "reboot"):
-        log_begin = node.log_size(declared.vmid)
+        log_before = node.log(declared.vmid)
         done = _pct(step, timeout)
         if done.failed or declared.vmid not in node.running():
-            raise ContainerError(_start_problem(declared.vmid, done, node.log_tail(declared.vmid, log_begin)))
+            raise ContainerError(_start_problem(declared.vmid, done, node.log_tail(declared.vmid, log_before)))
     else:
         done = _pct(step, timeout)
         problem = done.sentence() if done.failed else _effect_problem(declared, step, done)

@@ -225,7 +225,7 @@ class TestSet:
     def test_a_key_that_waits_for_its_deletion_is_set_again_when_declared(self):
         actual = replace(RUNNING, text=CONF + "\n[pve:pending]\ndelete: features\n")
         planned = plan(declared(config={"features": {"nesting": 1, "keyctl": 1}}), actual)
-        assert argvs(planned)[0] == "set 700 --features nesting=1,keyctl=1"
+        assert argvs(planned)[0] == "set 700 --features keyctl=1,nesting=1"
 
     def test_a_change_without_a_meaning_names_the_key(self):
         with pytest.raises(ValueError, match="net0: 'eth0'"):

@@ -76,18 +76,18 @@ def test_storage_types(folder):
 
 def test_log_tail_is_what_is_wrong_since_the_beginning_of_this_start(folder):
     log = folder / "100.log"
-    assert (node.log_size(100), node.log_tail(100)) == (0, "")
+    assert (node.log(100), node.log_tail(100)) == (b"", "")
     log.write_text("lxc ERROR of the start before\n")
-    begin = node.log_size(100)
+    before = node.log(100)
     with log.open("a") as file:
         file.write("lxc DEBUG this\nlxc ERROR that\nlxc WARN third\nlxc INFO fourth\n")
-    assert node.log_tail(100, begin) == "lxc ERROR that\nlxc WARN third"
-    assert node.log_tail(100, begin, lines=1) == "lxc WARN third"
+    assert node.log_tail(100, before) == "lxc ERROR that\nlxc WARN third"
+    assert node.log_tail(100, before, lines=1) == "lxc WARN third"
 
 
 def test_log_tail_without_errors_and_of_a_log_that_was_begun_anew(folder):
     (folder / "100.log").write_bytes(b"one\ntwo \xff\nthree\n")
-    assert node.log_tail(100, begin=10_000, lines=2) == "two \ufffd\nthree"
+    assert node.log_tail(100, before=b"as long as it is now", lines=2) == "two \ufffd\nthree"
 
 
 def test_running_reads_the_real_list(monkeypatch):

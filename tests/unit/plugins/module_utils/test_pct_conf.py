@@ -45,7 +45,7 @@ SECTIONS = st.builds(
     pct_conf.Section,
     st.dictionaries(KEYS, WORDS),
     st.lists(st.tuples(RAW_KEYS, WORDS), max_size=4),
-    st.lists(st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"])), max_size=3).map(
+    st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n")), max_size=3).map(
         lambda lines: "".join(f"{line}\n" for line in lines)
     ),
 )
@@ -146,7 +146,7 @@ def test_property_strings_round_trip(parts):
 @pytest.mark.parametrize(
     ("key", "parts", "text"),
     [
-        ("features", {"nesting": True, "keyctl": False}, "nesting=1,keyctl=0"),
+        ("features", {"nesting": True, "keyctl": False}, "keyctl=0,nesting=1"),
         ("features", {"nesting": 1, "fuse": None, "mount": ""}, "nesting=1"),
         ("mp0", {"mp": "/b", "volume": "/a"}, "/a,mp=/b"),
         ("startup", {"order": 5, "up": 0}, "order=5,up=0"),
@@ -155,6 +155,24 @@ def test_property_strings_round_trip(parts):
 )
 def test_join_property(key, parts, text):
     assert pct_conf.join_property(key, parts) == text
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "written"),
+    [
+        ("tags", "B a,b", "a;b"),
+        ("onboot", "yes", "1"),
+        ("features", "nesting=1,keyctl=1", "keyctl=1,nesting=1"),
+        ("net0", "bridge=vmbr0,name=eth0,ip=dhcp", "name=eth0,bridge=vmbr0,ip=dhcp"),
+        ("mp0", "ro=1,mp=/b,volume=/a,backup=1", "/a,mp=/b,backup=1,ro=1"),
+        ("startup", "5", "order=5"),
+        ("hostname", "Yes", "Yes"),
+    ],
+)
+def test_as_proxmox_writes_it(key, value, written):
+    assert pct_conf.as_written(key, value) == written
+    assert pct_conf.same(key, value, written)
+    assert pct_conf.as_written(key, written) == written
 
 
 SAME = [

@@ -1,0 +1,337 @@
+# Copyright (c) 2026 The Phoenix Hypervisor team
+# GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The connection pct into a real container, on the node itself and over SSH. Needs a lab that is up; CTIDs 820 to 829.
+
+The SSH server is one of these tests' own: on loopback, with keys and a configuration in a temporary folder.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from ansible.errors import AnsibleConnectionFailure, AnsibleError, AnsibleFileNotFound
+from ansible.playbook.play_context import PlayContext
+from ansible.plugins.connection import ConnectionBase
+from ansible.plugins.loader import connection_loader, init_plugin_loader
+
+pytestmark = pytest.mark.lab
+
+ROOT = Path(__file__).resolve().parents[2]
+SSHD = "/usr/sbin/sshd"
+VMID, STOPPED, MISSING = 820, 821, 829
+OSTEMPLATE = "local:vztmpl/debian-12-lab_12_amd64.tar.zst"
+CALLS = Path("/var/log/phoenix-lab/pct-calls.log")
+ODD = "a b'c\"d$e;f*g\\h-ü\n.bin"
+
+
+def pct(*words: str) -> str:
+    """A call of pct that must end with 0. Returns stdout."""
+    done = subprocess.run(["pct", *words], capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done
+    return done.stdout
+
+
+@pytest.fixture(scope="module", autouse=True)
+def container() -> Iterator[None]:
+    """A running container and a stopped one; gone before and after, also when a test fails."""
+    if not Path("/etc/pve/.phoenix-lab").exists():
+        pytest.skip("the lab is not up (make lab-up)")
+
+    def remove() -> None:
+        for vmid in (VMID, STOPPED):
+            if Path(f"/etc/pve/lxc/{vmid}.conf").exists():
+                pct("destroy", str(vmid), "--force")
+
+    remove()
+    for vmid in (VMID, STOPPED):
+        pct(
+            "create", str(vmid), OSTEMPLATE, "--hostname", "inside", "--rootfs", "local-btrfs:2", "--memory", "512",
+            "--unprivileged", "1", "--features", "nesting=1",
+        )  # fmt: skip
+    pct("start", str(VMID))
+    yield
+    remove()
+
+
+@pytest.fixture(scope="module")
+def sshd() -> Iterator[dict]:
+    """An SSH server on loopback; the variables by which a node is reached through it."""
+    if not Path(SSHD).exists():
+        pytest.skip(f"{SSHD} is missing (apt-get install --no-install-recommends openssh-server)")
+    # A control socket's path must be short: not below pytest's own folders.
+    folder = Path(subprocess.run(["mktemp", "-d"], capture_output=True, text=True, check=True).stdout.strip())
+    for name in ("host", "user"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (folder / "config").write_text(
+        f"ListenAddress 127.0.0.1:{port}\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/user.pub\n"
+        f"PidFile none\nStrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin prohibit-password\n"
+        "Subsystem sftp internal-sftp\nMaxSessions 20\n"
+    )
+    (folder / "known").write_text(f"[127.0.0.1]:{port} {(folder / 'host.pub').read_text()}")
+    Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+    server = subprocess.Popen([SSHD, "-D", "-e", "-f", str(folder / "config")], stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(100):
+            with socket.socket() as client:
+                if client.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.05)
+        else:
+            pytest.fail("the SSH server does not answer")
+        yield {
+            "ansible_pct_node_connection": "ssh",
+            "ansible_host": "127.0.0.1",
+            "ansible_port": port,
+            "ansible_user": "root",
+            "ansible_private_key_file": str(folder / "user"),
+            "ansible_ssh_common_args": f"-F none -o UserKnownHostsFile={folder}/known -o IdentitiesOnly=yes",
+            "ansible_control_path_dir": str(folder / "cp"),
+        }
+    finally:
+        server.terminate()
+        server.wait(10)
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module", params=["local", "ssh"])
+def variables(request) -> dict:
+    """A host's variables, for both ways to the node."""
+    if request.param == "ssh":
+        return request.getfixturevalue("sshd")
+    return {"ansible_pct_node_connection": "local", "ansible_host": "localhost"}
+
+
+@pytest.fixture(scope="module")
+def loader() -> None:
+    """Ansible finds the collection."""
+    init_plugin_loader([str(ROOT / ".ansible/collections")])
+
+
+@pytest.fixture(scope="module")
+def connect(loader, variables):
+    """A function from a CTID to the connection, as Ansible's worker makes it."""
+    made: list[ConnectionBase] = []
+
+    def connect_to(vmid: int = VMID) -> ConnectionBase:
+        connection = connection_loader.get("phoenix.hypervisor.pct", PlayContext())
+        extras = {key: value for key, value in variables.items() if key.startswith("ansible_ssh_")}
+        connection.set_options(var_options={**variables, "ansible_pct_vmid": vmid, "_extras": extras})
+        made.append(connection)
+        return connection
+
+    yield connect_to
+    for connection in made:
+        connection.reset() if connection.get_option("node_connection") == "ssh" else connection.close()
+
+
+@pytest.fixture(scope="module")
+def inside(connect):
+    """A function that runs a command in the container and gives exit code, stdout and stderr."""
+    connection = connect()
+
+    def run(command: str, data: bytes | None = None) -> tuple[int, bytes, bytes]:
+        return connection.exec_command(command, in_data=data)
+
+    return run
+
+
+class TestCommands:
+    @pytest.mark.parametrize("code", [0, 1, 2, 77, 126, 127, 254, 255])
+    def test_exit_codes(self, inside, variables, code):
+        if code == 255 and variables["ansible_pct_node_connection"] == "ssh":
+            # ssh's own code for a lost connection, here as with every host that Ansible reaches by SSH.
+            with pytest.raises(AnsibleConnectionFailure, match="err"):
+                inside("echo err >&2; exit 255")
+            return
+        assert inside(f"echo out; echo err >&2; exit {code}")[:2] == (code, b"out\n")
+
+    def test_a_signal(self, inside):
+        assert inside("kill -9 $$")[0] == 137
+
+    def test_both_outputs_are_apart(self, inside):
+        _, out, err = inside("echo out; echo err >&2")
+        assert (out, err.splitlines()[-1]) == (b"out\n", b"err")
+
+    def test_it_is_root_inside_in_the_root_folder(self, inside):
+        assert inside("hostname; id -u; pwd; umask")[1] == b"inside\n0\n/\n0022\n"
+
+    @pytest.mark.parametrize("text", ["a b", "$HOME `id` $(id)", "'", '"', "\\", "a\nb", "*", "ü", "%s", "-n"])
+    def test_quoting(self, inside, text):
+        quoted = "'" + text.replace("'", "'\\''") + "'"
+        assert inside(f"printf %s {quoted}")[1].decode() == text
+
+    def test_standard_input_is_binary_clean(self, inside):
+        data = os.urandom(3_000_000)
+        rc, out, _ = inside("cat", data)
+        assert rc == 0
+        assert out == data
+
+    def test_large_output(self, inside):
+        assert len(inside("head -c 5000000 /dev/zero")[1]) == 5_000_000
+
+    def test_nothing_of_the_nodes_environment_gets_in(self, connect, monkeypatch):
+        monkeypatch.setenv("PHOENIX_SECRET", "x")
+        out = connect().exec_command("env")[1].decode()
+        environment = dict(line.split("=", 1) for line in out.splitlines())
+        assert "PHOENIX_SECRET" not in environment
+        assert {key: environment[key] for key in ("HOME", "USER", "LANG")} == {
+            "HOME": "/root", "USER": "root", "LANG": "C.UTF-8",
+        }  # fmt: skip
+        assert environment["PATH"].startswith("/usr/local/sbin:")
+        assert not any(key.startswith("SSH_") for key in environment)
+
+    def test_no_call_of_pct(self, inside):
+        before = CALLS.read_text(errors="replace").count(f" {VMID}")
+        assert inside("true")[0] == 0
+        assert CALLS.read_text(errors="replace").count(f" {VMID}") == before
+
+    def test_words_of_the_users_own_command_are_no_reason_to_give_up(self, inside):
+        rc, _, err = inside("echo \"Configuration file 'x' does not exist; not running\" >&2; exit 2")
+        assert rc == 2
+        assert b"not running" in err
+
+
+class TestFiles:
+    @pytest.mark.parametrize("size", [0, 1, 4096, 20_000_001])
+    def test_both_ways_byte_exact(self, connect, tmp_path, size):
+        connection = connect()
+        there, back = tmp_path / "there", tmp_path / "back"
+        there.write_bytes(os.urandom(size))
+        connection.put_file(str(there), "/root/file")
+        connection.fetch_file("/root/file", str(back))
+        assert back.read_bytes() == there.read_bytes()
+        assert os.listdir(tmp_path) == ["there", "back"] or sorted(os.listdir(tmp_path)) == ["back", "there"]
+
+    def test_odd_names(self, connect, inside, tmp_path):
+        connection = connect()
+        (tmp_path / ODD).write_bytes(b"odd")
+        connection.put_file(str(tmp_path / ODD), f"/root/{ODD}")
+        connection.fetch_file(f"/root/{ODD}", str(tmp_path / f"{ODD}.back"))
+        assert (tmp_path / f"{ODD}.back").read_bytes() == b"odd"
+        inside("rm -f /root/a*")
+
+    def test_a_file_is_replaced_and_nothing_is_left_over(self, connect, inside, tmp_path):
+        connection = connect()
+        inside("mkdir -p /root/d && echo a longer content >/root/d/f")
+        (tmp_path / "new").write_text("new\n")
+        connection.put_file(str(tmp_path / "new"), "/root/d/f")
+        assert inside("cat /root/d/f; ls -A /root/d")[1] == b"new\nf\n"
+        assert not list(Path("/var/tmp").glob("ansible-pct-*"))
+
+    def test_a_full_disk_is_loud_and_leaves_what_was_there(self, connect, inside, tmp_path):
+        connection = connect()
+        assert (
+            inside("mkdir -p /root/full && mount -t tmpfs -o size=1m none /root/full && echo old >/root/full/f")[0] == 0
+        )
+        (tmp_path / "big").write_bytes(bytes(3_000_000))
+        try:
+            with pytest.raises(AnsibleError, match="No space left on device"):
+                connection.put_file(str(tmp_path / "big"), "/root/full/f")
+            assert inside("cat /root/full/f; ls -A /root/full")[1] == b"old\nf\n"
+        finally:
+            inside("umount /root/full")
+
+    def test_a_folder_is_no_destination(self, connect, tmp_path):
+        (tmp_path / "file").write_text("x")
+        with pytest.raises(AnsibleError, match=r"copying .* failed with exit code"):
+            connect().put_file(str(tmp_path / "file"), "/root")
+
+    def test_a_missing_source(self, connect, tmp_path):
+        with pytest.raises(AnsibleFileNotFound, match="does not exist"):
+            connect().put_file(str(tmp_path / "none"), "/root/none")
+
+    def test_a_failed_fetch_leaves_what_was_there(self, connect, tmp_path):
+        (tmp_path / "kept").write_text("kept")
+        with pytest.raises(AnsibleError, match="No such file or directory"):
+            connect().fetch_file("/root/none", str(tmp_path / "kept"))
+        assert (tmp_path / "kept").read_text() == "kept"
+        assert os.listdir(tmp_path) == ["kept"]
+
+
+class TestNoWayIn:
+    def test_a_container_that_does_not_exist(self, connect, tmp_path):
+        with pytest.raises(AnsibleConnectionFailure, match=f"container {MISSING} does not exist on "):
+            connect(MISSING).exec_command("true")
+        (tmp_path / "file").write_text("x")
+        with pytest.raises(AnsibleConnectionFailure, match=f"container {MISSING} does not exist on "):
+            connect(MISSING).put_file(str(tmp_path / "file"), "/root/x")
+
+    def test_a_container_that_does_not_run(self, connect, tmp_path):
+        sentence = f"container {STOPPED} is not running on .*; start it with: pct start {STOPPED}"
+        with pytest.raises(AnsibleConnectionFailure, match=sentence):
+            connect(STOPPED).exec_command("true")
+        with pytest.raises(AnsibleConnectionFailure, match=sentence):
+            connect(STOPPED).fetch_file("/root/x", str(tmp_path / "x"))
+
+
+class TestPlaybook:
+    """The whole way, with modules, files and become, as a user runs it."""
+
+    TASKS = (
+        {"ansible.builtin.command": "id -un", "register": "me", "changed_when": False},
+        {"ansible.builtin.copy": {"content": "copied ü\n", "dest": f"/root/{ODD.strip()}", "mode": "0600"}},
+        {"ansible.builtin.slurp": {"src": f"/root/{ODD.strip()}"}, "register": "slurped"},
+        {
+            "ansible.builtin.command": "id -un",
+            "become": True,
+            "become_user": "nobody",
+            "become_method": "ansible.builtin.su",
+            "vars": {"ansible_su_flags": "-s /bin/sh"},
+            "register": "other",
+            "changed_when": False,
+        },
+        {"ansible.builtin.file": {"path": f"/root/{ODD.strip()}", "state": "absent"}},
+        {"ansible.builtin.stat": {"path": "/~"}, "register": "tilde"},
+        {
+            "ansible.builtin.assert": {
+                "that": [
+                    "me.stdout == 'root'",
+                    "other.stdout == 'nobody'",
+                    "slurped.content | b64decode == 'copied ü\\n'",
+                    "not tilde.stat.exists",
+                ]
+            }
+        },
+    )
+
+    @pytest.mark.parametrize("pipelining", [True, False])
+    def test_it(self, variables, tmp_path, pipelining):
+        host = {
+            **variables,
+            "ansible_connection": "phoenix.hypervisor.pct",
+            "ansible_pct_vmid": VMID,
+            "ansible_python_interpreter": "/usr/bin/python3",
+            "ansible_pipelining": pipelining,
+        }
+        (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": {"inside": host}}}))
+        (tmp_path / "play.yml").write_text(
+            yaml.safe_dump([{"hosts": "inside", "gather_facts": False, "tasks": list(self.TASKS)}], sort_keys=False)
+        )
+        done = subprocess.run(
+            [
+                str(Path(sys.executable).with_name("ansible-playbook")),
+                "-i",
+                tmp_path / "hosts.yml",
+                tmp_path / "play.yml",
+            ],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            stdin=subprocess.DEVNULL,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "WARNING" not in done.stdout + done.stderr
