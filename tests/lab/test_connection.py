@@ -36,7 +36,9 @@ ODD = "a b'c\"d$e;f*g\\h-ü\n.bin"
 
 def pct(*words: str) -> str:
     """A call of pct that must end with 0. Returns stdout."""
-    done = subprocess.run(["pct", *words], capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        ["pct", *words], capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL, check=False
+    )
     assert done.returncode == 0, done
     return done.stdout
 
@@ -84,7 +86,7 @@ def sshd() -> Iterator[dict]:
     Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
     server = subprocess.Popen([SSHD, "-D", "-e", "-f", str(folder / "config")], stderr=subprocess.DEVNULL)
     try:
-        for _ in range(100):
+        for attempt in range(100):
             with socket.socket() as client:
                 if client.connect_ex(("127.0.0.1", port)) == 0:
                     break
@@ -162,7 +164,7 @@ class TestCommands:
         assert inside("kill -9 $$")[0] == 137
 
     def test_both_outputs_are_apart(self, inside):
-        _, out, err = inside("echo out; echo err >&2")
+        _rc, out, err = inside("echo out; echo err >&2")
         assert (out, err.splitlines()[-1]) == (b"out\n", b"err")
 
     def test_it_is_root_inside_in_the_root_folder(self, inside):
@@ -199,7 +201,7 @@ class TestCommands:
         assert CALLS.read_text(errors="replace").count(f" {VMID}") == before
 
     def test_words_of_the_users_own_command_are_no_reason_to_give_up(self, inside):
-        rc, _, err = inside("echo \"Configuration file 'x' does not exist; not running\" >&2; exit 2")
+        rc, _out, err = inside("echo \"Configuration file 'x' does not exist; not running\" >&2; exit 2")
         assert rc == 2
         assert b"not running" in err
 
@@ -332,6 +334,7 @@ class TestPlaybook:
             text=True,
             timeout=120,
             stdin=subprocess.DEVNULL,
+            check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         assert "WARNING" not in done.stdout + done.stderr

@@ -99,7 +99,9 @@ def pct_calls(vmid: int) -> int:
 
 def pct(*words: str, good: bool = True) -> str:
     """A call of pct. Returns stdout."""
-    done = subprocess.run(["pct", *words], capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        ["pct", *words], capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL, check=False
+    )
     assert done.returncode == 0 or not good, done
     return done.stdout
 

@@ -349,7 +349,7 @@ class TestRaw:
     def test_the_lines_of_a_key_become_exactly_these(self, raw, after):
         planned = plan(declared(raw=raw), self.ACTUAL)
         assert kinds(planned) == ["raw"]
-        assert [value for _, value in planned.after.conf.main.raw] == after
+        assert [value for _key, value in planned.after.conf.main.raw] == after
         text = pct_conf.replace_raw(self.ACTUAL.text, list(planned.steps[0].raw))
         assert pct_conf.parse(text).snapshots == self.ACTUAL.conf.snapshots
         assert plan(declared(raw=raw), replace(self.ACTUAL, text=text)).steps == ()

@@ -217,13 +217,13 @@ DIFFERENT = [
 @pytest.mark.parametrize(("key", "one", "other"), SAME)
 def test_same(key, one, other):
     assert pct_conf.same(key, one, other)
-    assert pct_conf.same(key, other, one)
+    assert pct_conf.same(key, one=other, other=one)
 
 
 @pytest.mark.parametrize(("key", "one", "other"), DIFFERENT)
 def test_not_same(key, one, other):
     assert not pct_conf.same(key, one, other)
-    assert not pct_conf.same(key, other, one)
+    assert not pct_conf.same(key, one=other, other=one)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,259 @@
+# Copyright (c) 2026 The Phoenix Hypervisor team
+# GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The connection pct, with a node connection that runs shells here: no container, no SSH."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+import pytest
+import yaml
+from ansible import constants as C
+from ansible.errors import AnsibleConnectionFailure, AnsibleError, AnsibleFileNotFound
+from ansible.playbook.play_context import PlayContext
+from ansible_collections.phoenix.hypervisor.plugins.connection import pct
+
+STAND_IN = """\
+#!/bin/sh
+# Takes what lxc-attach takes, and runs it here.
+printf '%s\\n' "$*" >>"$(dirname "$0")/../calls"
+if [ -e "$(dirname "$0")/../broken" ]; then echo "lxc-attach: 700: no such container" >&2; exit 1; fi
+while [ "$1" != -- ]; do shift; done; shift
+exec "$@"
+"""
+
+
+class FakeNode:
+    """A connection to a node: commands run in a shell here, with a stand-in for a way into a container."""
+
+    def __init__(self, folder, way_in: str) -> None:
+        self.folder = folder
+        self.commands: list[str] = []
+        self.state = ""
+        self.files: list[tuple] = []
+        (folder / "bin").mkdir()
+        (folder / "bin" / way_in).write_text(STAND_IN)
+        (folder / "bin" / way_in).chmod(0o755)
+        for tool in ("sh", "dirname", "env", "cat", "mv", "rm", "id"):
+            (folder / "bin" / tool).symlink_to(f"/bin/{tool}" if os.path.exists(f"/bin/{tool}") else f"/usr/bin/{tool}")
+
+    def exec_command(self, command, in_data=None, sudoable=True):
+        assert sudoable is False
+        self.commands.append(command)
+        if "/proc/net/unix" in command:
+            return 0, self.state.encode(), b""
+        done = subprocess.run(
+            ["/bin/sh", "-c", command],
+            input=in_data or b"",
+            capture_output=True,
+            env={"PATH": str(self.folder / "bin"), "PHOENIX_SECRET": "of the node"},
+            check=False,
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    def put_file(self, in_path, out_path):
+        self.files.append(("put", in_path, out_path))
+        with open(in_path, "rb") as source, open(out_path, "wb") as target:
+            target.write(source.read())
+
+    def fetch_file(self, in_path, out_path):
+        self.files.append(("fetch", in_path, out_path))
+        with open(in_path, "rb") as source, open(out_path, "wb") as target:
+            target.write(source.read())
+
+    def _connect(self):
+        return self
+
+    def close(self):
+        self.commands.append("closed")
+
+
+# The plugin is made without Ansible's loader of collections, which would take over all imports of this process.
+NAME = "phoenix.hypervisor.pct"
+C.config.initialize_plugin_configuration_definitions("connection", NAME, yaml.safe_load(pct.DOCUMENTATION)["options"])
+
+
+def bare() -> pct.Connection:
+    """The plugin without options."""
+    connection = pct.Connection(PlayContext())
+    connection._load_name = NAME
+    return connection
+
+
+def connection_with(**variables):
+    """The plugin as Ansible makes it, with a host's variables."""
+    connection = bare()
+    extras = {key: value for key, value in variables.items() if key.startswith("ansible_ssh_")}
+    connection.set_options(var_options={"ansible_pct_vmid": 700, **variables, "_extras": extras})
+    return connection
+
+
+@pytest.fixture(params=["lxc-attach", "pct"])
+def way_in(request) -> str:
+    return request.param
+
+
+@pytest.fixture(params=["local", "ssh"])
+def connection(request, tmp_path, way_in, monkeypatch):
+    """The plugin on a fake node, for both ways to the node and both ways into a container."""
+    it = connection_with(ansible_pct_node_connection=request.param, ansible_host="pve")
+    (tmp_path / "node").mkdir()
+    fake = FakeNode(tmp_path / "node", way_in)
+    monkeypatch.setattr(it, "_node_connection", lambda: fake)
+    it._connected = True
+    it.fake = fake
+    return it
+
+
+class TestEnter:
+    @pytest.mark.parametrize("vmid", [100, 921])
+    def test_both_ways(self, vmid):
+        command = pct.enter(vmid, "true")
+        assert f"exec lxc-attach -n {vmid} --clear-env -- env -i " in command
+        assert f"exec pct exec {vmid} -- env -i " in command
+
+    @pytest.mark.parametrize("text", ["a b", "$HOME `id`", "'", '"', "\\", "a\nb", "*", "ü", "-n", ";exit 3", "#"])
+    def test_a_command_comes_through_all_shells_as_it_is(self, connection, text):
+        quoted = "'" + text.replace("'", "'\\''") + "'"
+        rc, out, err = connection.exec_command(f"printf '%s' {quoted}")
+        assert (rc, out.decode(), err) == (0, text, b"")
+
+    def test_the_environment_is_its_own(self, connection):
+        out = connection.exec_command("/usr/bin/env")[1].decode()
+        environment = dict(line.split("=", 1) for line in out.splitlines())
+        environment.pop("PWD", None)
+        assert {key: environment[key] for key in pct.ENVIRONMENT} == pct.ENVIRONMENT
+        assert not set(environment) - set(pct.ENVIRONMENT) - {"_", "SHLVL", "OLDPWD"}
+
+    def test_one_way_in_for_each_command(self, connection, way_in):
+        connection.exec_command("true")
+        calls = (connection.fake.folder / "calls").read_text().splitlines()
+        assert len(calls) == 1
+        assert calls[0].startswith("-n 700 --clear-env -- " if way_in == "lxc-attach" else "exec 700 -- ")
+
+    @pytest.mark.parametrize("code", [0, 1, 2, 127])
+    def test_exit_code_outputs_and_input(self, connection, code):
+        rc, out, err = connection.exec_command(f"cat; echo err >&2; exit {code}", in_data=b"a\0b\xff")
+        assert (rc, out, err) == (code, b"a\0b\xff", b"err\n")
+
+
+class TestProblems:
+    @pytest.mark.parametrize(
+        ("state", "sentence"),
+        [
+            ("missing\nstopped\n", "container 700 does not exist on "),
+            ("stopped\n", "container 700 is not running on .*; start it with: pct start 700"),
+        ],
+    )
+    def test_the_state_decides(self, connection, state, sentence, tmp_path):
+        (connection.fake.folder / "broken").touch()
+        connection.fake.state = state
+        (tmp_path / "file").write_text("x")
+        for call in (
+            lambda: connection.exec_command("true"),
+            lambda: connection.put_file(str(tmp_path / "file"), "/x"),
+            lambda: connection.fetch_file("/x", str(tmp_path / "y")),
+        ):
+            with pytest.raises(AnsibleConnectionFailure, match=sentence):
+                call()
+
+    def test_the_users_own_words_are_no_reason(self, connection):
+        rc, _out, err = connection.exec_command("echo 'lxc-attach: it is not running' >&2; exit 3")
+        assert (rc, err) == (3, b"lxc-attach: it is not running\n")
+
+    def test_nothing_is_asked_when_nothing_is_suspicious(self, connection):
+        connection.exec_command("exit 3")
+        assert len(connection.fake.commands) == 1
+
+    def test_local_needs_root(self, monkeypatch):
+        monkeypatch.setattr(pct.os, "geteuid", lambda: 1000)
+        with pytest.raises(AnsibleError, match="needs root on the node"):
+            connection_with(ansible_pct_node_connection="local").exec_command("true")
+
+
+class TestFiles:
+    @pytest.mark.parametrize("content", [b"", b"x", bytes(range(256)) * 5000], ids=["empty", "one", "binary"])
+    @pytest.mark.parametrize("name", ["plain", "a b'c\"d$e;f*\nü", "-n"])
+    def test_both_ways(self, connection, tmp_path, content, name):
+        (tmp_path / "there").mkdir()
+        (tmp_path / f"in{name}").write_bytes(content)
+        connection.put_file(str(tmp_path / f"in{name}"), str(tmp_path / "there" / name))
+        connection.fetch_file(str(tmp_path / "there" / name), str(tmp_path / f"out{name}"))
+        assert (tmp_path / f"out{name}").read_bytes() == content
+        assert os.listdir(tmp_path / "there") == [name]
+        assert sorted(os.listdir(tmp_path)) == sorted([f"in{name}", f"out{name}", "there", "node"])
+
+    def test_nothing_stays_on_the_node(self, connection, tmp_path):
+        (tmp_path / "file").write_text("x")
+        connection.put_file(str(tmp_path / "file"), str(tmp_path / "to"))
+        on_node = [path for _what, _from, path in connection.fake.files]
+        assert len(on_node) == (0 if connection.get_option("node_connection") == "local" else 1)
+        assert not any(os.path.exists(path) for path in on_node)
+
+    def test_a_failed_put_leaves_what_was_there(self, connection, tmp_path):
+        (tmp_path / "file").write_text("new")
+        (tmp_path / "folder").mkdir()
+        with pytest.raises(AnsibleError, match=r"copying .* \(container 700\) failed with exit code 1: "):
+            connection.put_file(str(tmp_path / "file"), str(tmp_path / "folder"))
+        assert os.listdir(tmp_path / "folder") == []
+        assert not [name for name in os.listdir(tmp_path) if name.endswith(".part")]
+
+    def test_a_failed_fetch_leaves_what_was_there(self, connection, tmp_path):
+        (tmp_path / "kept").write_text("kept")
+        with pytest.raises(AnsibleError, match="No such file"):
+            connection.fetch_file(str(tmp_path / "none"), str(tmp_path / "kept"))
+        assert (tmp_path / "kept").read_text() == "kept"
+        assert not [name for name in os.listdir(tmp_path) if name.endswith(".part")]
+
+    def test_a_missing_source(self, connection, tmp_path):
+        with pytest.raises(AnsibleFileNotFound, match="does not exist"):
+            connection.put_file(str(tmp_path / "none"), "/x")
+        assert connection.fake.commands == []
+
+
+class TestNode:
+    """The node's own connection gets the host's variables."""
+
+    @pytest.fixture(autouse=True)
+    def without_collections(self, monkeypatch):
+        """ansible.builtin's plugins are found by their short names where no loader of collections is at work."""
+        get = pct.connection_loader.get
+        monkeypatch.setattr(
+            pct.connection_loader, "get", lambda name, *args, **more: get(name.rpartition(".")[2], *args, **more)
+        )
+
+    def test_ssh(self):
+        inner = connection_with(
+            ansible_host="pve.example.org",
+            ansible_port=2222,
+            ansible_user="root",
+            ansible_private_key_file="/keys/pve",
+            ansible_ssh_common_args="-o ProxyJump=jump",
+        )._node_connection()
+        assert inner.transport == "ssh"
+        assert {name: inner.get_option(name) for name in ("host", "port", "remote_user", "ssh_common_args")} == {
+            "host": "pve.example.org",
+            "port": 2222,
+            "remote_user": "root",
+            "ssh_common_args": "-o ProxyJump=jump",
+        }
+        assert inner.get_option("private_key_file") == "/keys/pve"
+
+    def test_local(self, monkeypatch):
+        monkeypatch.setattr(pct.os, "geteuid", lambda: 0)
+        assert connection_with(ansible_pct_node_connection="local")._node_connection().transport == "local"
+
+    def test_another_host_with_the_same_object(self):
+        connection = connection_with(ansible_host="one")
+        first = connection._node_connection()
+        connection.set_options(var_options={"ansible_pct_vmid": 701, "ansible_host": "two"})
+        assert connection._node_connection() is not first
+        assert connection._node_connection().get_option("host") == "two"
+
+    def test_a_vmid_is_needed(self):
+        connection = bare()
+        with pytest.raises(AnsibleError, match="vmid"):
+            connection.set_options(var_options={"ansible_host": "pve"})
+            connection.exec_command("true")
