@@ -86,7 +86,7 @@ def sshd() -> Iterator[dict]:
     Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
     server = subprocess.Popen([SSHD, "-D", "-e", "-f", str(folder / "config")], stderr=subprocess.DEVNULL)
     try:
-        for attempt in range(100):
+        for _attempt in range(100):
             with socket.socket() as client:
                 if client.connect_ex(("127.0.0.1", port)) == 0:
                     break
@@ -177,7 +177,7 @@ class TestCommands:
 
     def test_standard_input_is_binary_clean(self, inside):
         data = os.urandom(3_000_000)
-        rc, out, _ = inside("cat", data)
+        rc, out, _err = inside("cat", data)
         assert rc == 0
         assert out == data
 
