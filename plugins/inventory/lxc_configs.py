@@ -379,6 +379,6 @@ def _plain(value: Any) -> Any:
 
 
 def _shown(path: str) -> str:
-    """A path as a message has it: relative to the working folder where that is shorter."""
+    """A path as a message has it: relative to the working folder when it is below that."""
     relative = os.path.relpath(path)  # which also takes "lab/../example" together
-    return os.path.normpath(path) if relative.startswith(os.path.join("..", "..")) else relative
+    return os.path.normpath(path) if relative.startswith("..") else relative
