@@ -1062,11 +1062,21 @@ def role_variables(ctid: str, entry: dict[str, Any], config: dict[str, Any]) -> 
         result["container_template"] = declared["is_template"]
     if "template_snapshot_name" in declared:
         result["container_snapshot"] = declared["template_snapshot_name"]
-    if "vllm_stack" in declared:
-        result["vllm_stack_name"] = declared["vllm_stack"]
+    stack = _stack(ctid, config)
+    if stack:
+        result["vllm_stack_name"] = stack
     if declared["_engine_config"]:
         result["vllm_model_server_engine_config"] = declared["_engine_config"]
     return result
+
+
+def _stack(ctid: str, config: dict[str, Any]) -> str:
+    """The stack that a container names, or else the nearest of those that it is cloned from: it has theirs inside."""
+    for member in reversed(lineage(config, ctid)):
+        named = str(config["lxc_configs"][str(member)].get("vllm_stack") or "").strip()
+        if named:
+            return named
+    return ""
 
 
 def _clone(declared: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:

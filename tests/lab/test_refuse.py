@@ -38,7 +38,7 @@ def _run(folder: Path, overrides: dict, limit: str = "ctid_921") -> subprocess.C
         pytest.param({"901": {"features": ["nvidia"]}}, "ctid_921", "no role for feature nvidia", id="feature"),
         pytest.param({"921": {"application_script": "x.sh"}}, "ctid_921", "application_script x.sh", id="application"),
         pytest.param({"921": {"vllm_stack": "nope"}}, "ctid_921", "vllm_stack is nope", id="stack"),
-        pytest.param({"921": {"vllm_stack": None}}, "ctid_921", "names no stack", id="no stack"),
+        pytest.param({"921": {"vllm_stack": None}}, "ctid_921", "wants vLLM and names no stack", id="no stack"),
         pytest.param(
             {"921": {"vllm_engine_config": {"ModelConfig": {"max_modl_len": 5}}}}, "ctid_921",
             "the nearest that it has is max_model_len", id="engine argument",

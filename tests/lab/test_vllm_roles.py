@@ -65,6 +65,7 @@ class Site:
             "ansible_python_interpreter": "/usr/bin/python3",
             "phoenix_node": "pve",
             "container_address": ADDRESS,
+            "vllm_stack_name": "cpu",
             "vllm_model_server_engine_config": ENGINE_CONFIG,
         }
 

@@ -786,3 +786,21 @@ def test_idmap_lines_leave_no_gap(ranges: list[tuple[int, int]]) -> None:
             assert int(host) - int(inside) in (100000, 1000000)
             covered += int(size)
     assert covered == 65536
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        ({}, None),
+        ({"1": "cpu"}, "cpu"),
+        ({"1": "cpu", "2": "cuda"}, "cuda"),
+        ({"1": "cpu", "3": " own "}, "own"),
+        ({"1": "cpu", "3": None}, "cpu"),
+    ],
+)
+def test_a_clone_has_the_stack_of_its_nearest_source(named: dict, expected: str | None) -> None:
+    entries: dict = {"1": {}, "2": {"clone_from_ctid": "1"}, "3": {"clone_from_ctid": 2}}
+    for ctid, stack in named.items():
+        entries[ctid]["vllm_stack"] = stack
+    variables = lxc_config.role_variables("3", entries["3"], {"lxc_configs": entries})
+    assert variables.get("vllm_stack_name") == expected
