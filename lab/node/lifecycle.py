@@ -25,12 +25,6 @@ def _id_map(section: Section) -> list[tuple[str, int, int, int]]:
     return schema.id_map(section.raw, unprivileged, settings.ID_START, settings.ID_COUNT)
 
 
-def give_to_container(path: Path, section: Section) -> None:
-    """Make the container's root the owner of a new volume."""
-    maps = _id_map(section)
-    os.chown(path, schema.to_host(maps, "u", 0), schema.to_host(maps, "g", 0))
-
-
 def unpack(archive: Path, rootfs: Path, section: Section) -> None:
     """Unpack a template archive with the container's ids."""
     decompress = _DECOMPRESS.get(archive.suffix)

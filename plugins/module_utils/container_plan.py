@@ -193,11 +193,11 @@ def _create(declared: Declared, source: Container | None, storage_types: Mapping
 
 def _clone(declared: Declared, source: Container, storage_types: Mapping[str, str]) -> tuple[Step, Container]:
     conf = source.conf
-    complete = {name for name, section in conf.snapshots.items() if "snapstate" not in section.values}
+    complete = conf.complete_snapshots
     if declared.clone_snapname and declared.clone_snapname not in complete and "rootfs" in conf.main.values:
         raise PlanError(
             f"CTID {declared.vmid} is to be cloned from the snapshot {declared.clone_snapname!r} of "
-            f"{declared.clone_vmid}, which has {', '.join(sorted(complete)) or 'no snapshots'}; converge "
+            f"{declared.clone_vmid}, which has {', '.join(complete) or 'no snapshots'}; converge "
             f"{declared.clone_vmid} first, or correct its template_snapshot_name"
         )
     source_storage = conf.main.values.get("rootfs", "").partition(":")[0]

@@ -57,6 +57,11 @@ class Conf:
     pending: Section = field(default_factory=Section)
     snapshots: dict[str, Section] = field(default_factory=dict)
 
+    @property
+    def complete_snapshots(self) -> list[str]:
+        """Names of the snapshots that are neither being taken nor being deleted, sorted."""
+        return sorted(name for name, section in self.snapshots.items() if "snapstate" not in section.values)
+
 
 def parse(text: str) -> Conf:
     """A conf file's content. Lines that Proxmox itself would not understand are passed over, as it does."""

@@ -232,7 +232,6 @@ class ContainerError(Exception):
 def declared_by(params: dict) -> Declared:
     """The module's options as the plan wants them."""
     clone = params["clone"] or {}
-    devices = params["devices"]
     return Declared(
         vmid=params["vmid"],
         state=params["state"],
@@ -244,7 +243,7 @@ def declared_by(params: dict) -> Declared:
         disk_gb=params["disk_gb"] or None,
         unprivileged=params["unprivileged"],
         config=params["config"],
-        devices=devices,
+        devices=params["devices"],
         mounts=params["mounts"],
         raw=params["raw"],
         delete=params["delete"],

@@ -69,7 +69,7 @@ containers:
       type: str
       sample: ""
     snapshots:
-      description: Names of its snapshots, sorted.
+      description: Names of its complete snapshots, sorted. One that is being taken or deleted is none yet.
       type: list
       elements: str
       sample: []
@@ -103,7 +103,7 @@ def described(vmid: int, container: Container) -> dict:
         "status": status if container.exists else "",
         "template": container.is_template,
         "lock": conf.main.values.get("lock", ""),
-        "snapshots": sorted(conf.snapshots),
+        "snapshots": conf.complete_snapshots,
         "config": conf.main.values,
         "pending": conf.pending.values,
         "raw": [f"{key}: {value}" for key, value in conf.main.raw],

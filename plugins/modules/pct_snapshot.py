@@ -72,12 +72,6 @@ commands:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.phoenix.hypervisor.plugins.module_utils import node, process
-from ansible_collections.phoenix.hypervisor.plugins.module_utils.container_plan import Container
-
-
-def complete_snapshots(container: Container) -> set:
-    """Names of the snapshots that are neither being taken nor being deleted."""
-    return {name for name, section in container.conf.snapshots.items() if "snapstate" not in section.values}
 
 
 def command(vmid: int, snapname: str, state: str, description: str, snapshots: set) -> list:
@@ -105,14 +99,14 @@ def main() -> None:
         container = node.read(vmid)
         if not container.exists and not module.check_mode:
             module.fail_json(msg=f"CTID {vmid} does not exist on this node, so it has no snapshots")
-        before = complete_snapshots(container)
+        before = set(container.conf.complete_snapshots)
         argv = command(vmid, snapname, state, module.params["description"], before)
         after = before | {snapname} if state == "present" else before - {snapname}
         if argv and not module.check_mode:
             done = process.run(argv, module.params["timeout"])
             if done.failed:
                 module.fail_json(msg=f"CTID {vmid}: {done.sentence()}")
-            after = complete_snapshots(node.read(vmid))
+            after = set(node.read(vmid).conf.complete_snapshots)
             if (snapname in after) != (state == "present"):
                 module.fail_json(msg=f"CTID {vmid}: {done.sentence()} - without the effect that it should have")
     except node.NodeError as error:

@@ -58,6 +58,7 @@ def test_parse_keeps_the_sections_apart():
     assert conf.main.description == "line one\nwith a newline\nümläut ü\n"
     assert conf.pending.values == {"hostname": "later", "delete": "features,!swap"}
     assert sorted(conf.snapshots) == ["before", "vzdump"]
+    assert conf.complete_snapshots == ["before"]
     assert conf.snapshots["before"].values == {"memory": "256", "snaptime": "1"}
     assert conf.snapshots["before"].raw == [("lxc.cap.keep", "of the snapshot")]
     assert conf.snapshots["before"].description == "of the snapshot\n"
