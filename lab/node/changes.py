@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass, field
 
 from node import conf as conf_format
-from node import guest, runtime, schema, settings, storage, store
+from node import guest, release, runtime, schema, settings, storage, store
 from node.conf import Conf, Section
 from node.errors import PctError, UsageError
 from node.schema import MOUNT, NET, ROOTFS, PropertyString
@@ -33,12 +33,14 @@ class Split:
     later_delete: list[str] = field(default_factory=list)
 
 
-def split(active: dict[str, str], params: dict[str, str], delete: list[str], running: bool) -> Split:
-    """Which changes a container takes now and which wait. Pure."""
+def split(
+    active: dict[str, str], params: dict[str, str], delete: list[str], running: bool, plug_devices: bool = True
+) -> Split:
+    """Which changes a container takes now and which wait; a new devN only when ``plug_devices``. Pure."""
     found = Split()
     for key, value in params.items():
         stem = key.rstrip("0123456789")
-        new_slot = stem in ("mp", "dev") and key not in active
+        new_slot = (stem == "mp" or (stem == "dev" and plug_devices)) and key not in active
         same = active.get(key) == value
         now = not running or same or key in FAST | LIMITS or stem in ("net", "unused") or new_slot
         (found.live if now else found.later)[key] = value
@@ -188,7 +190,7 @@ def update(vmid: int, params: dict[str, str], delete: list[str], revert: list[st
                 del conf.pending[key]
             else:
                 real_delete.append(key)
-        parts = split(conf.active.options, params, real_delete, running)
+        parts = split(conf.active.options, params, real_delete, running, release.at_least(9, 0))
         old = conf.active.copy()
         made: list[storage.Volume] = []
         for key in [*parts.live, *parts.live_delete]:

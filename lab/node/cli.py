@@ -14,11 +14,13 @@ import time
 from dataclasses import dataclass
 from typing import Callable, Optional
 
-from node import changes, files, lifecycle, options, runtime, schema, settings, snapshots, store
+from node import changes, files, lifecycle, options, release, runtime, schema, settings, snapshots, store
 from node import conf as conf_format
 from node.errors import PctError, UsageError
 from node.options import Parsed
 
+# The release that brought an option of a command that is no config option
+_SINCE = {"keep-env": (8, 2), "overrule-shutdown": (8, 2), "ha-managed": (9, 1)}
 Handler = Callable[[int, Parsed], Optional[int]]
 _FLAGS = (
     "start", "force", "restore", "unique", "ignore-unpack-errors", "full", "verbose", "current", "debug", "skiplock",
@@ -291,7 +293,8 @@ def dispatch(words: list[str]) -> int:
     if name not in COMMANDS:
         raise PctError(f"ERROR: unknown command 'pct {name}'\n{usage()}".rstrip("\n"))
     command = COMMANDS[name]
-    names = [*command.own, *(schema.option_names() if command.takes_config else [])]
+    own = [option for option in command.own if option not in _SINCE or release.at_least(*_SINCE[option])]
+    names = [*own, *(schema.option_names() if command.takes_config else [])]
     flags = [*_FLAGS, *(schema.BOOLEANS if command.takes_config else [])]
     try:
         parsed = options.parse(words[1:], names, [flag for flag in flags if flag in names], ("password",))

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from node import image, runtime, settings, store
+from node import image, release, runtime, settings, store
 from node.errors import PctError
 from node.system import mounted, run, succeeds, write_atomically
 
@@ -141,12 +141,13 @@ def up() -> None:
         _network(state)
         _pool()
         _pve(state)
+        _release(state)
         _base(state)
         _models()
         _link(state)
     took = f"{time.monotonic() - started:.0f} s"
     place = f"bridge {settings.BRIDGE} {_subnet(state)}.0/24, base local:vztmpl/{settings.BASE_NAME}"
-    say(f"up ({took}): pct at {settings.PCT_LINK}, {place}")
+    say(f"up ({took}): Proxmox VE {release.name()}, pct at {settings.PCT_LINK}, {place}")
 
 
 def _subnet(state: State) -> str:
@@ -351,6 +352,14 @@ def _pve(state: State) -> None:
     settings.LXC_STATE.chmod(0o755)
 
 
+def _release(state: State) -> None:
+    """The file in which a node says its release; PHOENIX_LAB_RELEASE writes it anew."""
+    wanted = os.environ.get("PHOENIX_LAB_RELEASE", "")
+    if wanted or not settings.PVECFG.exists():
+        _own_folder(state, settings.PVECFG.parent)
+        write_atomically(settings.PVECFG, release.text(release.checked(wanted or release.DEFAULT)))
+
+
 def _base(state: State) -> None:
     machine = image.read_machine()
     folders = [folder for folder in image.local_folders(machine.pip) if os.path.isdir(folder)]
@@ -493,6 +502,10 @@ def _folders_down(state: State) -> None:
 # --- status ----------------------------------------------------------------------------------------------------------
 
 
+def _release_name() -> str:
+    return release.name() if settings.PVECFG.exists() else "of Proxmox VE"
+
+
 def status() -> int:
     """Print what is there; 0 when the lab is up, 3 when it isn't (or only in part)."""
     state = State()
@@ -501,6 +514,7 @@ def status() -> int:
         f"storage local-btrfs at {settings.POOL_MOUNT}": mounted(settings.POOL_MOUNT),
         f"storage local-dir at {settings.DIR_STORAGE}": settings.DIR_STORAGE.is_dir(),
         f"base archive {settings.BASE_ARCHIVE}": settings.BASE_ARCHIVE.exists(),
+        f"release {_release_name()} in {settings.PVECFG}": settings.PVECFG.exists(),
         f"pct at {settings.PCT_LINK}": _our_link(settings.PCT_LINK) and settings.PCT_LINK.exists(),
     }
     for name, good in checks.items():

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from node import changes, guest, runtime, schema, settings, storage, store, tasks
+from node import changes, guest, release, runtime, schema, settings, storage, store, tasks
 from node.conf import Conf, Section
 from node.errors import PctError
 from node.schema import MOUNT, ROOTFS
@@ -49,7 +49,8 @@ def create(vmid: int, ostemplate: str, params: dict[str, str], extra: dict[str, 
     """Create a container. ``params`` are checked config options, ``extra`` the other options of the command."""
     archive = storage.template_path(ostemplate)
     default_storage = extra.get("storage", "local")
-    section = Section({"arch": "amd64", "hostname": f"CT{vmid}", "memory": "512", "swap": "512", "unprivileged": "1"})
+    section = Section({"arch": "amd64", "hostname": f"CT{vmid}", "memory": "512", "swap": "512"})
+    section.options["unprivileged"] = "1" if release.at_least(9, 0) else "0"
     description = params.pop("description", "")
     section.description = description + "\n" if description else ""
     rootfs = params.pop("rootfs", "4")
@@ -126,7 +127,9 @@ def clone(vmid: int, new: int, extra: dict[str, str]) -> int:
         raise PctError(f"snapshot '{snapname}' does not exist")
     source = conf.snapshots[snapname] if snapname else conf.active
     if full and not snapname and runtime.is_running(vmid):
-        raise PctError("Full clone of a running container is only possible from a snapshot")
+        if release.at_least(9, 1):
+            raise PctError("Full clone of a running container is only possible from a snapshot")
+        raise PctError("Cannot do full clones on a running container without snapshots")
     if not full and "storage" in extra:
         raise PctError("parameter 'storage' not allowed for linked clones")
     volumes: dict[str, storage.Volume] = {"rootfs": runtime.rootfs_volume(source)}

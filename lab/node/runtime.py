@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from node import guest, settings, storage, tasks
+from node import guest, release, settings, storage, tasks
 from node.conf import Section
 from node.errors import PctError
 from node.schema import DEVICE, FEATURES, MOUNT, ROOTFS, Properties, id_map, to_host
@@ -307,7 +307,7 @@ def start(vmid: int, section: Section, debug: bool = False) -> None:
         raise PctError(f"startup for container '{vmid}' failed")
     version = guest.systemd_version(rootfs_volume(section).path)
     nesting = FEATURES.parse(section.options.get("features", "")).get("nesting") == "1"
-    if version and section.options.get("unprivileged") == "1" and not nesting:
+    if version and release.at_least(9, 1) and section.options.get("unprivileged") == "1" and not nesting:
         tasks.warn(f"Systemd {version} detected. You may need to enable nesting.")
 
 

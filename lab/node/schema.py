@@ -15,6 +15,8 @@ import re
 import secrets
 from typing import Callable
 
+from node import release
+
 Validator = Callable[[str], str]
 Properties = dict[str, str]
 
@@ -166,11 +168,23 @@ def _address(family: int) -> Validator:
     return check
 
 
-class PropertyString:
-    """A format like ``name=eth0,bridge=vmbr0``: checked keys, at most one of them may be given bare."""
+NO_SUCH_PROPERTY = "property is not defined in schema and the schema does not allow additional properties"
 
-    def __init__(self, keys: dict[str, Validator], default: str = "", required: tuple[str, ...] = ()) -> None:
-        self.keys, self.default, self.required = keys, default, required
+
+class PropertyString:
+    """A format like ``name=eth0,bridge=vmbr0``: checked keys, at most one of them may be given bare.
+
+    ``since`` has the release that brought a key; until then it can't be given, though it can be read.
+    """
+
+    def __init__(
+        self,
+        keys: dict[str, Validator],
+        default: str = "",
+        required: tuple[str, ...] = (),
+        since: dict[str, release.Release] | None = None,
+    ) -> None:
+        self.keys, self.default, self.required, self.since = keys, default, required, since or {}
 
     def parse(self, text: str) -> Properties:
         """Text to properties; ``ValueError`` with Proxmox's reason when it isn't of this format."""
@@ -180,9 +194,7 @@ class PropertyString:
             if not equals and self.default:
                 key, value = self.default, part
             if key not in self.keys:
-                raise PropertyError(
-                    key, "property is not defined in schema and the schema does not allow additional properties"
-                )
+                raise PropertyError(key, NO_SUCH_PROPERTY)
             if key in found:
                 raise PropertyError(key, "duplicate key in comma-separated list property")
             try:
@@ -202,7 +214,11 @@ class PropertyString:
 
     def __call__(self, text: str) -> str:
         """Check and normalise."""
-        return self.render(self.parse(text))
+        found = self.parse(text)
+        for key in found.keys() & self.since.keys():
+            if not release.at_least(*self.since[key]):
+                raise PropertyError(key, NO_SUCH_PROPERTY)
+        return self.render(found)
 
 
 FEATURES = PropertyString(
@@ -233,6 +249,7 @@ NET = PropertyString(
         "type": one_of("veth"),
     },
     required=("name",),
+    since={"host-managed": (9, 1)},
 )
 
 
@@ -263,6 +280,7 @@ MOUNT = PropertyString(
     },
     default="volume",
     required=("volume", "mp"),
+    since={"keepattrs": (9, 1)},
 )
 DEVICE = PropertyString(
     {
@@ -274,6 +292,7 @@ DEVICE = PropertyString(
     },
     default="path",
     required=("path",),
+    since={"deny-write": (8, 3)},
 )
 
 _HOSTNAME = r"[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
@@ -322,13 +341,19 @@ _NUMBERED: dict[str, tuple[int, Validator]] = {
     "unused": (255, anything),
 }
 
+# The release that brought an option; before it there is no such option
+SINCE: dict[str, release.Release] = {"dev": (8, 1), "entrypoint": (9, 1), "env": (9, 1)}
+
 BOOLEANS = frozenset(name for name, check in _SIMPLE.items() if check is boolean)
 REQUIRED = frozenset({"rootfs", "memory", "ostype"})
 READ_ONLY = frozenset({"arch", "unprivileged", "template"})
 
 
 def validator(name: str) -> Validator | None:
-    """The validator of an option, None when there is no such option."""
+    """The validator of an option, None when there is no such option in this release."""
+    stem = name.rstrip("0123456789")
+    if stem in SINCE and not release.at_least(*SINCE[stem]):
+        return None
     if name in _SIMPLE:
         return _SIMPLE[name]
     match = re.fullmatch(r"([a-z]+)(\d+)", name)
@@ -338,9 +363,10 @@ def validator(name: str) -> Validator | None:
 
 
 def option_names() -> list[str]:
-    """All option names that the command line knows, numbered ones included."""
-    numbered = [f"{stem}{i}" for stem, (top, _check) in _NUMBERED.items() for i in range(top + 1)]
-    return sorted(_SIMPLE) + numbered
+    """All option names that the command line knows in this release, numbered ones included."""
+    too_new = {name for name, since in SINCE.items() if not release.at_least(*since)}
+    numbered = [f"{s}{i}" for s, (top, _check) in _NUMBERED.items() if s not in too_new for i in range(top + 1)]
+    return sorted(_SIMPLE.keys() - too_new) + numbered
 
 
 def with_hwaddr(net: Properties) -> Properties:

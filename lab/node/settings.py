@@ -38,6 +38,9 @@ LOCK_DIR = Path("/run/lock/lxc")
 TASK_LOG = Path("/var/log/pve/tasks")
 CALL_LOG = Path("/var/log/phoenix-lab/pct-calls.log")
 
+PVECFG = Path("/usr/share/perl5/PVE/pvecfg.pm")  # where a node says its release
+REPOID = "1ab00000000000000"
+
 PCT_LINK = Path("/usr/sbin/pct")
 PCT_PROGRAM = CHECKOUT_LAB / "pct"
 
