@@ -164,6 +164,7 @@ def clone(vmid: int, new: int, extra: dict[str, str]) -> int:
                     print(f"create {kind} clone of mountpoint {key} ({volume})", flush=True)
                     if full:
                         copy = storage.full_clone(volume, elsewhere or volume.storage, new, snapname)
+                        print(f"total size is {storage.used_bytes(copy.path):,}  speedup is 1.00", flush=True)
                     else:
                         copy = storage.linked_clone(volume, new, snapname)
                     made.append(copy)
@@ -219,8 +220,9 @@ def template(vmid: int) -> int:
 
 
 def destroy(vmid: int, extra: dict[str, str]) -> int:
-    """Destroy a container and its volumes."""
+    """Destroy a container and the volumes that its conf names; others of its number only when told so."""
     force = schema.boolean(extra.get("force", "0")) == "1"
+    unreferenced = schema.boolean(extra.get("destroy-unreferenced-disks", "0")) == "1"
     purge = schema.boolean(extra.get("purge", "0")) == "1"
     conf = store.load(vmid)
     _refuse_destroy(vmid, conf, force)
@@ -235,7 +237,7 @@ def destroy(vmid: int, extra: dict[str, str]) -> int:
             conf = store.load(vmid)
             conf.active.options["lock"] = "destroyed"
             store.save(vmid, conf)
-            volumes = {str(v): v for v in storage.leftovers(vmid)}
+            volumes = {str(v): v for v in storage.leftovers(vmid)} if unreferenced else {}
             for section in [conf.active, *conf.snapshots.values()]:
                 for volid in changes.volumes_of(section):
                     found = storage.volume(volid)

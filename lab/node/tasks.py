@@ -14,10 +14,18 @@ import time
 import traceback
 from typing import Callable
 
-from node import settings
+from node import active
 from node.errors import PctError
 
 _warnings = 0
+user = "root@pam"  # whose tasks these are; the REST API sets the user that is logged in
+
+
+def _nobody(upid: str) -> None:
+    """Nobody wants to know the task's name: pct doesn't print it."""
+
+
+announce: Callable[[str], None] = _nobody
 
 
 def warn(text: str) -> None:
@@ -25,16 +33,6 @@ def warn(text: str) -> None:
     global _warnings
     _warnings += 1
     print(f"WARN: {text}", flush=True)
-
-
-def upid(kind: str, vmid: int, pid: int, started: int) -> str:
-    """The name of a task: node, process, start ticks, start time (hexadecimal), type, CTID, user."""
-    try:
-        with open(f"/proc/{pid}/stat") as handle:
-            ticks = int(handle.read().rsplit(")", 1)[1].split()[19])
-    except (OSError, IndexError):
-        ticks = 0
-    return f"UPID:{settings.node_name()}:{pid:08X}:{ticks:08X}:{started:08X}:{kind}:{vmid}:root@pam:"
 
 
 def run_task(kind: str, vmid: int, work: Callable[[], None], *, keeps_rc: bool = True) -> int:
@@ -66,12 +64,13 @@ def run_task(kind: str, vmid: int, work: Callable[[], None], *, keeps_rc: bool =
 
     previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     started = int(time.time())
-    name = upid(kind, vmid, child, started)
-    folder = settings.TASK_LOG / f"{started:X}"[-1]
-    folder.mkdir(parents=True, exist_ok=True)
-    os.write(ready_write, b"1")
-    os.close(ready_write)
-    with open(folder / name, "wb", buffering=0) as log:
+    task = active.Task(active.upid(kind, vmid, child, started, user))
+    task.log.parent.mkdir(parents=True, exist_ok=True)
+    with open(task.log, "wb", buffering=0) as log:
+        active.refresh(task.upid)
+        announce(task.upid)
+        os.write(ready_write, b"1")
+        os.close(ready_write)
         _copy(output_read, log.write)
         with os.fdopen(verdict_read, "rb") as pipe:
             verdict = pipe.read().decode(errors="replace")
@@ -80,7 +79,9 @@ def run_task(kind: str, vmid: int, work: Callable[[], None], *, keeps_rc: bool =
             verdict = f"error unexpected status (worker ended with {status})"
         word, text = verdict.partition(" ")[::2]
         endings = {"ok": "OK", "warnings": f"WARNINGS: {text}", "error": f"ERROR: {text}"}
-        log.write(f"TASK {endings[word]}\n".encode())
+        # one line, because its last line is what tells how a task ended
+        log.write(f"TASK {endings[word]}".replace("\n", " ").encode() + b"\n")
+    active.refresh()
     for number, handler in previous.items():
         signal.signal(number, handler)
     if word == "warnings":
@@ -109,7 +110,8 @@ def _copy(source: int, log: Callable[[bytes], object]) -> None:
 
 def _worker(work: Callable[[], None], output: int, verdict: int) -> None:
     os.setsid()
-    for number in (signal.SIGINT, signal.SIGHUP):
+    # SIGPIPE: a worker whose pct was killed dies at its next word, and nobody tidies up after it
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_DFL)
 
     def interrupted(number: int, frame: object) -> None:
