@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """From what a container is and what is declared to the steps between them. Values in, values out.
 
-The same function plans a change, a clone (on what the clone will have from its source) and, after the clone was made,
-the rest. Check mode shows the plan, the real run executes it.
+The same function plans a change, a clone (on what the clone will have from its source) and, after each step that was
+done, the rest. Check mode shows the plan, the real run executes it.
 """
 
 from __future__ import annotations
@@ -13,13 +13,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ansible_collections.phoenix.hypervisor.plugins.module_utils import pct_conf
+from ansible_collections.phoenix.hypervisor.plugins.module_utils import gpu, idmap, pct_conf, pct_keys
+from ansible_collections.phoenix.hypervisor.plugins.module_utils.command import Command
+from ansible_collections.phoenix.hypervisor.plugins.module_utils.container import Container
 
-# What `pct set` changes in a running container at once; everything else waits for a restart (pct.md, "set").
-_LIVE = {
-    "cores", "cpulimit", "cpuunits", "description", "hookscript", "lock", "memory", "net", "onboot", "protection",
-    "startup", "swap", "tags",
-}  # fmt: skip
 # Keys whose sub-keys are exactly what is declared. The parts of other property strings (a net's MAC, its firewall flag)
 # keep their value when the declaration doesn't name them.
 _EXACT = {"features", "startup"}
@@ -27,6 +24,10 @@ _EXACT = {"features", "startup"}
 _ALLOCATION = re.compile(r"[^/:]+:\d+(\.\d+)?")
 # Storage types that can make a linked clone of a template; directories can't, for containers.
 _LINKED = {"btrfs", "cephfs", "lvmthin", "rbd", "zfs", "zfspool"}
+# Not copied by a clone (pct.md, "create / clone / template").
+_NOT_CLONED = {"template", "lock", "parent", "snaptime"}
+
+RawLine = tuple  # of two texts: key and value
 
 
 class PlanError(Exception):
@@ -34,23 +35,42 @@ class PlanError(Exception):
 
 
 @dataclass(frozen=True)
-class Container:
-    """A container as it is.
+class Memory:
+    """What earlier runs declared of a container, so that what is not declared any more can go.
 
-    :ivar text: content of its conf file, "" when there is none
+    :ivar raw: raw lines as (key, value)
+    :ivar mounts: by path inside: the folder of the node, or the volume that was made for it
     """
 
-    exists: bool = False
-    running: bool = False
-    text: str = ""
+    raw: tuple[RawLine, ...] = ()
+    mounts: Mapping[str, str] = field(default_factory=dict)
 
-    @property
-    def conf(self) -> pct_conf.Conf:
-        return pct_conf.parse(self.text)
 
-    @property
-    def is_template(self) -> bool:
-        return self.conf.main.values.get("template") == "1"
+@dataclass(frozen=True)
+class Facts:
+    """What a plan has to know of the node. None: it can't be known from where the module runs.
+
+    :ivar storage_types: the type of each storage by name, for the choice between a linked and a full clone
+    :ivar release: Proxmox VE's
+    :ivar nvidia_devices: NVIDIA's device nodes by path
+    :ivar root_subids: what root may map into containers, for users (C(u)) and groups (C(g))
+    :ivar owners: owner and group of each folder that is to be mounted; None for one that isn't there
+    :ivar memory: what earlier runs declared
+    :ivar is_busy: whether something is at work on the container
+    :ivar is_source_busy: whether something is at work on its clone source
+    """
+
+    storage_types: Mapping[str, str] = field(default_factory=dict)
+    release: tuple = pct_keys.NEWEST
+    nvidia_devices: Mapping[str, gpu.Device] | None = None
+    root_subids: Mapping[str, Sequence[tuple[int, int]]] | None = None
+    owners: Mapping[str, tuple[int, int] | None] | None = None
+    memory: Memory = Memory()
+    is_busy: bool = False
+    is_source_busy: bool = False
+
+
+NO_FACTS = Facts()
 
 
 @dataclass(frozen=True)
@@ -67,6 +87,7 @@ class Declared:
     disk_gb: int | None = None
     unprivileged: bool | None = None
     config: Mapping[str, object] = field(default_factory=dict)
+    gpus: Sequence[int] | None = None
     devices: Sequence[Mapping[str, object]] | None = None
     mounts: Sequence[Mapping[str, object]] | None = None
     raw: Sequence[str] | None = None
@@ -78,77 +99,153 @@ class Declared:
 class Step:
     """One thing to do.
 
-    :ivar kind: C(pct) runs C(argv); C(raw) writes C(raw) into the conf file; C(boot) waits for the system inside
     :ivar why: the reason, for the result
-    :ivar then_plan: what follows was planned on an assumption (a clone's conf): plan again on what is there
+    :ivar command: what Proxmox is told, for most steps
+    :ivar removed: raw lines to take out of the conf file, for a step that edits these
+    :ivar added: raw lines to put in
+    :ivar path: folder on the node that gets another owner, for a step that does this
+    :ivar owner: user and group id on the node that it gets
     """
 
-    kind: str
     why: str
-    argv: tuple[str, ...] = ()
-    raw: tuple[tuple[str, str], ...] = ()
-    raw_removed: tuple[str, ...] = ()
-    then_plan: bool = False
+    command: Command | None = None
+    removed: tuple[RawLine, ...] = ()
+    added: tuple[RawLine, ...] = ()
+    path: str = ""
+    owner: tuple[int, int] = (0, 0)
+
+    @property
+    def is_raw(self) -> bool:
+        return bool(self.removed or self.added)
+
+    @property
+    def name(self) -> str:
+        """What it does, in a word."""
+        return self.command.name if self.command else "raw" if self.is_raw else "chown"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps, and the container as it will be after them."""
+    """The steps, the container as it will be after them, and the keys that wait for a restart then."""
 
-    steps: tuple[Step, ...] = ()
-    after: Container = Container()
+    steps: tuple[Step, ...]
+    after: Container
     restart_required: tuple[str, ...] = ()
 
 
-def plan(
-    declared: Declared,
-    actual: Container,
-    source: Container | None = None,
-    storage_types: Mapping[str, str] | None = None,
-) -> Plan:
+def plan(declared: Declared, actual: Container, source: Container | None = None, facts: Facts = NO_FACTS) -> Plan:
     """The steps from what is there to what is declared.
 
     :param source: the container to clone from, when one is declared
-    :param storage_types: type of each storage of the node by name, for the choice between a linked and a full clone
     :raises PlanError: when there is no way
     """
-    if declared.state == "absent":
-        return _absent(declared, actual)
+    _refuse_keys(declared, facts.release)
     steps: list[Step] = []
+    if actual.is_half_made:
+        if facts.is_busy:
+            raise PlanError(f"CTID {declared.vmid} is being created by somebody else; run again after that")
+        steps += _clean_up(declared.vmid)
+        actual = Container()
+    if declared.state == "absent":
+        removal, after = _absent(declared, actual)
+        return Plan((*steps, *removal), after)
     after = actual
     if not actual.exists:
-        step, after = _create(declared, source, storage_types or {})
-        steps.append(step)
-    changes, after, restart = _change(declared, after)
-    if after.running and declared.restart == "when_required" and any(step.kind == "raw" for step in changes):
-        # Nothing in the conf file tells that a raw line waits for a restart. Down first: a run that is killed in
-        # between leaves a stopped container, which the next run starts.
-        changes.insert(0, _shutdown(declared.vmid, "raw lines take effect at a start"))
-        after = replace(after, running=False)
-        if declared.state == "present":
-            declared = replace(declared, state="started")
-    steps += changes
+        creation, after = _create(declared, source, facts)
+        steps += creation
+    changes, after, restart = _change(declared, after, facts)
     lifecycle, after = _state(declared, after, restart)
-    steps += lifecycle
-    if any(step.argv[1:2] in (("reboot",), ("start",)) for step in steps):
-        restart = []
-    return Plan(tuple(steps), after, tuple(restart))
+    steps += changes + lifecycle
+    is_restarted = any(step.name in ("reboot", "start") for step in steps)
+    return Plan(tuple(steps), after, () if is_restarted or not after.running else tuple(restart))
 
 
-def _pct(vmid: int, command: str, *arguments: str) -> tuple[str, ...]:
-    return ("pct", command, str(vmid), *arguments)
+def to_remember(declared: Declared, actual: Container, memory: Memory) -> Memory:
+    """What the next run has to know of this declaration.
+
+    :param actual: the container after this run
+    :param memory: what earlier runs declared; what this one doesn't speak of stays in it
+    """
+    if declared.state == "absent" or not actual.exists:
+        return Memory()
+    raw, mounts = memory.raw, dict(memory.mounts)
+    if declared.raw is not None:
+        raw = tuple(_declared_raw(declared))
+    if declared.mounts is not None:
+        there = _by_part("mp", "mp", actual.conf.main.values)
+        paths = {str(mount["mp"]).rstrip("/") for mount in declared.mounts}
+        # A volume that is not declared any more is remembered: declared again, it is the same one that comes back.
+        mounts = {path: what for path, what in mounts.items() if not what.startswith("/")}
+        for path, key in there.items():
+            if path.rstrip("/") in paths:
+                mounts[path.rstrip("/")] = _volume(key, actual.conf.main.values[key])
+    return Memory(raw, mounts)
 
 
-def _options(values: Mapping[str, str]) -> list[str]:
-    return [word for key, value in sorted(values.items()) for word in (f"--{key}", value)]
+def _volume(key: str, value: str) -> str:
+    return pct_conf.split_property(key, value).get("volume", "")
+
+
+def _command(vmid: int, name: str, *arguments: str, **options: str) -> Command:
+    return Command(name, vmid, arguments, tuple(options.items()))
+
+
+# --- what is declared has to make sense ---------------------------------------------------------------------------
+
+
+def _refuse_keys(declared: Declared, release: tuple) -> None:
+    for key, value in declared.config.items():
+        fault = pct_keys.problem_of_key(key, release) or _fault_of_value(key, value)
+        if fault:
+            raise PlanError(f"CTID {declared.vmid}: {key} {fault}")
+    for key in declared.delete:
+        fault = "" if key.startswith("lxc.") else pct_keys.problem_of_key(key, pct_keys.NEWEST)
+        if fault and pct_keys.base(key) != "unused":
+            raise PlanError(f"CTID {declared.vmid}: delete: {key} {fault}")
+    if declared.devices and release < pct_keys.HAS_DEVICES:
+        raise PlanError(
+            f"CTID {declared.vmid}: devices needs Proxmox VE {'.'.join(map(str, pct_keys.HAS_DEVICES))}, and this node "
+            f"has {'.'.join(map(str, release))}; pass the device through with raw lines, or upgrade the node"
+        )
+
+
+def _fault_of_value(key: str, value: object) -> str:
+    """What is wrong with a declared value, as the end of a sentence."""
+    if value is None or value == "":
+        return ""
+    known = pct_keys.KEYS[pct_keys.base(key)]
+    if known.parts:
+        if not isinstance(value, (Mapping, str)):
+            return f"has the value {value!r}, which has to be a dictionary, or text as Proxmox writes it"
+        parts = value if isinstance(value, Mapping) else pct_conf.split_property(key, value)
+        given = {name: pct_conf.plain(part) for name, part in parts.items() if part is not None and part != ""}
+        return pct_keys.problem_of_parts(key, given)
+    if isinstance(value, Mapping):
+        return f"has the value {dict(value)!r}, and is no property string"
+    wanted = known.check(_as_text(value))
+    return f"has the value {value!r}, which has to be {wanted}" if wanted else ""
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        return " ".join(pct_conf.plain(item) for item in value)
+    return "" if value is None else pct_conf.plain(value)
 
 
 # --- being there --------------------------------------------------------------------------------------------------
 
 
-def _absent(declared: Declared, actual: Container) -> Plan:
+def _clean_up(vmid: int) -> list[Step]:
+    why = "it is what a create or clone left that was killed"
+    return [
+        Step(f"{why}: its lock", _command(vmid, "unlock")),
+        Step(why, _command(vmid, "destroy", **{"destroy-unreferenced-disks": "1"})),
+    ]
+
+
+def _absent(declared: Declared, actual: Container) -> tuple[list[Step], Container]:
     if not actual.exists:
-        return Plan((), actual)
+        return [], actual
     if actual.conf.main.values.get("protection") == "1":
         raise PlanError(
             f"CTID {declared.vmid} is protected and is not removed; take the protection away first: "
@@ -156,42 +253,47 @@ def _absent(declared: Declared, actual: Container) -> Plan:
         )
     steps = []
     if actual.running:
-        steps.append(Step("pct", "it runs, and is to be removed", _pct(declared.vmid, "stop")))
-    steps.append(Step("pct", "it is not to exist", _pct(declared.vmid, "destroy", "--purge", "1")))
-    return Plan(tuple(steps), Container())
+        steps.append(Step("it runs, and is to be removed", _command(declared.vmid, "stop")))
+    steps.append(Step("it is not to exist", _command(declared.vmid, "destroy", purge="1")))
+    return steps, Container()
 
 
-def _create(declared: Declared, source: Container | None, storage_types: Mapping[str, str]) -> tuple[Step, Container]:
-    vmid = declared.vmid
+def _create(declared: Declared, source: Container | None, facts: Facts) -> tuple[list[Step], Container]:
     if declared.clone_vmid is not None:
         if source is None or not source.exists:
             raise PlanError(
-                f"CTID {vmid} is to be cloned from {declared.clone_vmid}, which does not exist on this node; converge "
-                f"that first (site.yml with -l lineage_{vmid}), or correct clone_from_ctid"
+                f"CTID {declared.vmid} is to be cloned from {declared.clone_vmid}, which does not exist on this node; "
+                f"converge that first (site.yml with -l lineage_{declared.vmid}), or correct clone_from_ctid"
             )
-        return _clone(declared, source, storage_types)
+        return _clone(declared, source, facts)
     if not declared.ostemplate:
         raise PlanError(
-            f"CTID {vmid} does not exist, and its declaration names neither a container to clone (clone_from_ctid) nor "
-            "an archive to create it from (template)"
+            f"CTID {declared.vmid} does not exist, and its declaration names neither a container to clone "
+            "(clone_from_ctid) nor an archive to create it from (template)"
         )
+    return _from_archive(declared, facts)
+
+
+def _from_archive(declared: Declared, facts: Facts) -> tuple[list[Step], Container]:
     values = {key: _wanted_value(key, value, None) for key, value in declared.config.items()}
-    values.update(_device_changes(declared.devices or [], {})[0])
-    values.update(_mount_changes(declared.mounts or [], {}))
+    values.update(_device_changes(declared, {}, facts)[0])
+    mounts, _undeclared, _sizes = _mount_changes(declared, Container(exists=True), facts)
+    values.update(mounts)
+    values = {key: value for key, value in values.items() if value != ""}
     if declared.unprivileged is not None:
         # Its default is another one before and after Proxmox VE 9.
         values["unprivileged"] = pct_conf.plain(declared.unprivileged)
     if declared.storage or declared.disk_gb:
         values["rootfs"] = f"{declared.storage or 'local'}:{declared.disk_gb or 4}"
-    argv = _pct(vmid, "create", declared.ostemplate, *_options(values))
-    after = pct_conf.Section(values=dict(values))
-    if declared.disk_gb:
-        after.values["rootfs"] += f",size={declared.disk_gb}G"
-    step = Step("pct", f"it does not exist; created from {declared.ostemplate}", argv, then_plan=True)
-    return step, Container(exists=True, text=pct_conf.render(after))
+    command = Command("create", declared.vmid, (declared.ostemplate,), tuple(sorted(values.items())))
+    after = {key: pct_conf.as_written(key, value) for key, value in values.items()}
+    after["rootfs"] = f"{after.get('rootfs', 'local:4')},size={declared.disk_gb or 4}G"
+    comments = pct_conf.as_comments(after.pop("description", ""))
+    step = Step(f"it does not exist; created from {declared.ostemplate}", command)
+    return [step], Container(exists=True, text=pct_conf.render(pct_conf.Section(after, [], comments)))
 
 
-def _clone(declared: Declared, source: Container, storage_types: Mapping[str, str]) -> tuple[Step, Container]:
+def _clone(declared: Declared, source: Container, facts: Facts) -> tuple[list[Step], Container]:
     conf = source.conf
     complete = conf.complete_snapshots
     if declared.clone_snapname and declared.clone_snapname not in complete and "rootfs" in conf.main.values:
@@ -200,123 +302,143 @@ def _clone(declared: Declared, source: Container, storage_types: Mapping[str, st
             f"{declared.clone_vmid}, which has {', '.join(complete) or 'no snapshots'}; converge "
             f"{declared.clone_vmid} first, or correct its template_snapshot_name"
         )
+    origin = conf.snapshots.get(declared.clone_snapname, conf.main)
+    _refuse_bind_mounts(declared, origin)
     source_storage = conf.main.values.get("rootfs", "").partition(":")[0]
     wanted_storage = declared.storage or source_storage
     linked = (
         not declared.clone_full
         if declared.clone_full is not None
-        else source.is_template and wanted_storage == source_storage and storage_types.get(source_storage) in _LINKED
+        else source.is_template
+        and wanted_storage == source_storage
+        and facts.storage_types.get(source_storage) in _LINKED
     )
-    argv = ["pct", "clone", str(declared.clone_vmid), str(declared.vmid)]
+    if source.running and not linked and not declared.clone_snapname:
+        raise PlanError(
+            f"CTID {declared.vmid} is to be a full clone of {declared.clone_vmid}, which runs; Proxmox clones a "
+            f"running container from a snapshot only. Declare template_snapshot_name for {declared.clone_vmid} "
+            "(clone.snapname here), or stop it"
+        )
+    options = {}
     if "hostname" in declared.config:
-        argv += ["--hostname", str(declared.config["hostname"])]
+        options["hostname"] = str(declared.config["hostname"])
     if declared.clone_snapname:
-        argv += ["--snapname", declared.clone_snapname]
+        options["snapname"] = declared.clone_snapname
     if not linked:
-        argv += ["--full", "1", *(["--storage", wanted_storage] if wanted_storage else [])]
-    origin = conf.snapshots.get(declared.clone_snapname, conf.main)
-    values = {
-        key: value
-        for key, value in origin.values.items()
-        if key not in ("template", "lock", "parent", "snaptime") and pct_conf.base_key(key) != "unused"
-    }
-    for key in [key for key in values if pct_conf.base_key(key) == "net"]:
-        # A clone gets MAC addresses of its own.
-        parts = pct_conf.split_property(key, values[key])
-        parts.pop("hwaddr", None)
-        values[key] = pct_conf.join_property(key, parts)
-    if "hostname" in declared.config:
-        values["hostname"] = str(declared.config["hostname"])
+        options.update({"full": "1", **({"storage": wanted_storage} if wanted_storage else {})})
+    values = _cloned_values(origin)
+    values.update({key: value for key, value in options.items() if key == "hostname"})
+    steps = []
+    if source.lock == "disk" and not facts.is_source_busy:
+        why = f"the lock of {declared.clone_vmid} was left by a clone that was killed"
+        steps.append(Step(why, _command(int(declared.clone_vmid or 0), "unlock")))
     kind = "a linked clone" if linked else "a full clone"
     from_snapshot = f" at {declared.clone_snapname}" if declared.clone_snapname else ""
-    step = Step(
-        "pct", f"it does not exist; {kind} of {declared.clone_vmid}{from_snapshot}", tuple(argv), then_plan=True
+    steps.append(
+        Step(
+            f"it does not exist; {kind} of {declared.clone_vmid}{from_snapshot}",
+            _command(int(declared.clone_vmid or 0), "clone", str(declared.vmid), **options),
+        )
     )
-    return step, Container(exists=True, text=pct_conf.render(pct_conf.Section(values, list(origin.raw))))
+    text = pct_conf.render(pct_conf.Section(values, list(origin.raw), list(origin.comments)))
+    return steps, Container(exists=True, text=text)
+
+
+def _refuse_bind_mounts(declared: Declared, origin: pct_conf.Section) -> None:
+    for key, value in sorted(origin.values.items()):
+        if pct_keys.base(key) == "mp" and _volume(key, value).startswith("/"):
+            raise PlanError(
+                f"CTID {declared.vmid} can't be cloned from {declared.clone_vmid}: that has the bind mount {key} "
+                f"({_volume(key, value)}), and Proxmox clones none. Declare the mount on the clones instead of on "
+                f"{declared.clone_vmid}"
+            )
+
+
+def _cloned_values(origin: pct_conf.Section) -> dict[str, str]:
+    """What a clone has from its source: all but what is the source's own; MAC addresses are made anew."""
+    values = {}
+    for key, value in origin.values.items():
+        if key in _NOT_CLONED or pct_keys.base(key) == "unused":
+            continue
+        if pct_keys.base(key) == "net":
+            parts = pct_conf.split_property(key, value)
+            parts.pop("hwaddr", None)
+            value = pct_conf.join_property(key, parts)
+        values[key] = value
+    return values
 
 
 # --- being as declared --------------------------------------------------------------------------------------------
 
 
-def _change(declared: Declared, actual: Container) -> tuple[list[Step], Container, list[str]]:
-    """Steps for keys, disk and raw lines; the container after them; and the keys that wait for a restart."""
+def _change(declared: Declared, actual: Container, facts: Facts) -> tuple[list[Step], Container, list[str]]:
+    """Steps for keys, disks and raw lines; the container after them; and the keys that wait for a restart."""
     conf = actual.conf
     # What waits for a restart counts as said already; saying it again would change nothing.
     current = pct_conf.with_pending(conf).values
-    if conf.main.description:
+    if conf.main.comments:
         current["description"] = conf.main.description
     _refuse_unprivileged(declared, current)
-    steps: list[Step] = []
-    values = dict(current)
-
-    size = _grown_disk(declared, current)
-    if size and not actual.is_template:
-        why = f"rootfs: {_size_of(current)} → {size}"
-        steps.append(Step("pct", why, _pct(declared.vmid, "resize", "rootfs", size)))
-        parts = pct_conf.split_property("rootfs", values["rootfs"])
-        values["rootfs"] = pct_conf.join_property("rootfs", {**parts, "size": size})
 
     wanted = {key: _wanted_value(key, value, current.get(key)) for key, value in declared.config.items()}
-    deleted = [key for key in declared.delete if key in current]
-    raw_removed = {key for key in declared.delete if key in dict(conf.main.raw)}
-    if declared.devices is not None:
-        devices, undeclared = _device_changes(declared.devices, current)
-        wanted.update(devices)
-        deleted += undeclared
-    if declared.mounts is not None:
-        wanted.update(_mount_changes(declared.mounts, current))
-    changed = {key: value for key, value in wanted.items() if not pct_conf.same(key, current.get(key), value)}
+    devices, undeclared_devices = _device_changes(declared, current, facts)
+    mounts, undeclared_mounts, sizes = _mount_changes(declared, actual, facts)
+    _refuse_twice(declared, wanted, {**devices, **mounts})
+    wanted.update({**devices, **mounts})
+    raw_removed, raw_added = _raw_changes(declared, conf.main.raw, facts)
     _refuse_contradiction(declared, wanted)
-    emptied = [key for key, value in changed.items() if value == ""]
-    deleted = sorted({*deleted, *(key for key in emptied if key in current)})
+
+    size = _grown(declared.vmid, "rootfs", "storage_size_gb", declared.disk_gb, current.get("rootfs", ""))
+    if size and not actual.is_template:
+        sizes["rootfs"] = size
+    changed = {key: value for key, value in wanted.items() if not pct_conf.same(key, current.get(key), value)}
+    gone = [key for key in declared.delete if key in current] + undeclared_devices + undeclared_mounts
+    deleted = sorted({*gone, *(key for key, value in changed.items() if value == "" and key in current)})
     changed = {key: pct_conf.as_written(key, value) for key, value in changed.items() if value != ""}
+
+    steps = [
+        Step(f"{key}: {_size_of(key, current[key])} → {size}", _command(declared.vmid, "resize", key, size))
+        for key, size in sorted(sizes.items())
+    ]
     if changed or deleted:
-        why = ", ".join(
-            [f"{key}: {_short(current.get(key))} → {value}" for key, value in sorted(changed.items())]
-            + [f"{key}: {_short(current[key])} → nothing" for key in deleted]
-        )
-        argv = _pct(declared.vmid, "set", *_options(changed))
-        if deleted:
-            argv += ("--delete", ",".join(deleted))
-        steps.append(Step("pct", why, argv))
-        values.update(changed)
-        for key in deleted:
-            values.pop(key, None)
+        steps.append(_set(declared.vmid, current, changed, deleted))
+    if raw_removed or raw_added:
+        why = f"raw lines: {_lines(raw_removed)} → {_lines(raw_added)}"
+        steps.append(Step(why, removed=tuple(raw_removed), added=tuple(raw_added)))
+    steps += _owner_steps(declared, conf.main.raw if declared.raw is None else _declared_raw(declared), current, facts)
 
-    raw = conf.main.raw
-    wanted_raw = _raw_changes(declared, raw)
-    if wanted_raw or raw_removed:
-        named = {line[0] for line in wanted_raw} | raw_removed
-        before = [line for line in raw if line[0] in named]
-        why = f"raw lines: {_lines(before)} → {_lines(wanted_raw)}"
-        steps.append(Step("raw", why, raw=tuple(wanted_raw), raw_removed=tuple(sorted(raw_removed))))
-        raw = [line for line in raw if line[0] not in named] + list(wanted_raw)
-
+    values = {key: value for key, value in {**current, **changed}.items() if key not in deleted}
+    for key, new_size in sizes.items():
+        parts = {**pct_conf.split_property(key, values[key]), "size": new_size}
+        values[key] = pct_conf.join_property(key, parts)
+    raw = [line for line in conf.main.raw if line not in raw_removed] + raw_added
     restart = []
     if actual.running:
-        restart = sorted(
-            {key for key in changed if not _is_live(key, key in current)}
-            | {key for key in deleted if not _is_live(key, True)}
-            | set(pct_conf.waiting(conf))
-            | {line[0] for line in wanted_raw}
-            | raw_removed
-        )
-    description = values.pop("description", conf.main.description if "description" not in deleted else "")
-    after = pct_conf.Conf(pct_conf.Section(values, list(raw), description), snapshots=conf.snapshots)
+        later = {key for key in changed if not pct_keys.is_live(key, key in current, facts.release)}
+        later |= {key for key in deleted if not pct_keys.is_live(key, True, facts.release)}
+        spoken_of = {*wanted, *declared.delete, *undeclared_devices, *undeclared_mounts}
+        if declared.gpus is not None or declared.devices is not None:
+            spoken_of |= {key for key in pct_conf.waiting(conf) if pct_keys.base(key) == "dev"}
+        if declared.mounts is not None:
+            spoken_of |= {key for key in pct_conf.waiting(conf) if pct_keys.base(key) == "mp"}
+        later |= spoken_of & set(pct_conf.waiting(conf))
+        later |= _waiting_since_start(declared, actual, values, raw, {*raw_removed, *facts.memory.raw})
+        restart = sorted(later)
+    comments = pct_conf.as_comments(values.pop("description", ""))
+    after = pct_conf.Conf(pct_conf.Section(values, raw, comments), snapshots=conf.snapshots)
     return steps, replace(actual, text=pct_conf.render_conf(after)), restart
 
 
-def _is_live(key: str, is_there: bool) -> bool:
-    """Does a running container get this change at once? A mount that is new does; one that is there waits."""
-    base = pct_conf.base_key(key)
-    return base in _LIVE or (base == "mp" and not is_there)
+def _set(vmid: int, current: Mapping[str, str], changed: Mapping[str, str], deleted: Sequence[str]) -> Step:
+    why = ", ".join(
+        [f"{key}: {current.get(key, 'nothing')} → {value}" for key, value in sorted(changed.items())]
+        + [f"{key}: {current[key]} → nothing" for key in deleted]
+    )
+    options = tuple(sorted(changed.items())) + ((("delete", ",".join(deleted)),) if deleted else ())
+    return Step(why, Command("set", vmid, (), options))
 
 
-def _short(value: str | None) -> str:
-    return "nothing" if value is None else value
-
-
-def _lines(raw: Sequence[tuple[str, str]]) -> str:
+def _lines(raw: Sequence[RawLine]) -> str:
     return "; ".join(f"{key}: {value}" for key, value in raw) or "nothing"
 
 
@@ -333,6 +455,15 @@ def _refuse_unprivileged(declared: Declared, current: Mapping[str, str]) -> None
         )
 
 
+def _refuse_twice(declared: Declared, config: Mapping[str, str], others: Mapping[str, str]) -> None:
+    twice = sorted(set(config) & set(others))
+    if twice:
+        raise PlanError(
+            f"CTID {declared.vmid}: {', '.join(twice)} is declared in config, and the same one by devices, gpus or "
+            "mounts; keep one of the two"
+        )
+
+
 def _refuse_contradiction(declared: Declared, wanted: Mapping[str, str]) -> None:
     named = {key for key, value in wanted.items() if value != ""}
     named |= {key for key, _value in _declared_raw(declared)}
@@ -343,36 +474,49 @@ def _refuse_contradiction(declared: Declared, wanted: Mapping[str, str]) -> None
         )
 
 
-def _size_of(current: Mapping[str, str]) -> str:
-    return pct_conf.split_property("rootfs", current.get("rootfs", "")).get("size", "")
+def _size_of(key: str, value: str) -> str:
+    return pct_conf.split_property(key, value).get("size", "")
 
 
-def _grown_disk(declared: Declared, current: Mapping[str, str]) -> str:
-    """The new size of rootfs, "" when it stays. :raises PlanError: when it would shrink"""
-    size = _size_of(current)
-    if not declared.disk_gb or not size:
+def _grown(vmid: int, key: str, name: str, gigabytes: int | None, value: str) -> str:
+    """The new size of a disk, "" when it stays.
+
+    :param name: what the user calls the size
+    :param value: the disk's property string
+    :raises PlanError: when it would shrink
+    """
+    size = _size_of(key, value) if value else ""
+    if not gigabytes or not size:
         return ""
-    wanted, there = declared.disk_gb * 2**30, pct_conf.size_in_bytes(size)
+    wanted, there = int(gigabytes) * 2**30, pct_conf.size_in_bytes(size)
     if wanted < there:
         raise PlanError(
-            f"CTID {declared.vmid}: storage_size_gb {declared.disk_gb} is less than the {size} that its disk has, and "
-            f"a disk never shrinks; declare at least {-(-there // 2**30)}, or remove the container and run again"
+            f"CTID {vmid}: {name} {gigabytes} is less than the {size} that its disk has, and a disk never shrinks; "
+            f"declare at least {-(-there // 2**30)}, or remove the container and run again"
         )
-    return f"{declared.disk_gb}G" if wanted > there else ""
+    return f"{gigabytes}G" if wanted > there else ""
 
 
 def _wanted_value(key: str, value: object, current: str | None) -> str:
     """A declared value as Proxmox writes it; what the declaration doesn't name of a property string stays."""
-    if pct_conf.base_key(key) == "net" and current and value:
+    if pct_keys.base(key) == "net" and current and value:
         return _wanted_net(key, value, current)
     if isinstance(value, Mapping):
         base = {}
-        if current and pct_conf.base_key(key) not in _EXACT:
+        if current and pct_keys.base(key) not in _EXACT:
             base = pct_conf.split_property(key, current)
-        return pct_conf.join_property(key, {**base, **value})
-    if isinstance(value, (list, tuple)):
-        return " ".join(pct_conf.plain(item) for item in value)
-    return "" if value is None else pct_conf.plain(value)
+        value = pct_conf.join_property(key, {**base, **value})
+    if pct_keys.base(key) == "mp" and current and value:
+        return _with_its_volume(key, str(value), current)
+    return _as_text(value)
+
+
+def _with_its_volume(key: str, value: str, current: str) -> str:
+    """STORAGE:SIZE makes a new volume; one that is there already is the one that was meant."""
+    parts = pct_conf.split_property(key, value)
+    if _ALLOCATION.fullmatch(parts.get("volume", "")) and not _volume(key, current).startswith("/"):
+        parts["volume"] = _volume(key, current)
+    return pct_conf.join_property(key, parts)
 
 
 def _wanted_net(key: str, value: object, current: str) -> str:
@@ -398,59 +542,209 @@ def _free(prefix: str, taken: set[str]) -> str:
 
 def _by_part(prefix: str, part: str, current: Mapping[str, str]) -> dict[str, str]:
     """Key by the value that one part has: which devN is /dev/x, which mpN is mounted at /y."""
-    keys = sorted(key for key in current if pct_conf.base_key(key) == prefix)
+    keys = sorted(key for key in current if pct_keys.base(key) == prefix)
     return {pct_conf.split_property(key, current[key]).get(part, ""): key for key in keys}
 
 
-def _device_changes(
-    devices: Sequence[Mapping[str, object]], current: Mapping[str, str]
-) -> tuple[dict[str, str], list[str]]:
-    """Exactly these devices: values of devN keys, and the devN keys that are not declared."""
+# --- devices ------------------------------------------------------------------------------------------------------
+
+
+def _device_changes(declared: Declared, current: Mapping[str, str], facts: Facts) -> tuple[dict[str, str], list[str]]:
+    """Values of devN keys, and the devN keys that are not declared.
+
+    C(devices) says which devices there are, C(gpus) which of NVIDIA's; alone, each leaves the other's as they are.
+    """
+    if declared.gpus is None and declared.devices is None:
+        return {}, []
+    wanted = {str(device["path"]): device for device in declared.devices or []}
+    if declared.gpus is not None:
+        fault = gpu.problem(declared.gpus, facts.nvidia_devices) if facts.nvidia_devices is not None else ""
+        if fault:
+            raise PlanError(f"CTID {declared.vmid}: {fault}")
+        if facts.release >= pct_keys.HAS_DEVICES:
+            devices = gpu.as_devices(declared.gpus, facts.nvidia_devices)
+            wanted.update((device["path"], device) for device in devices if device["path"] not in wanted)
     there = _by_part("dev", "path", current)
-    declared = {str(device["path"]): device for device in devices}
-    undeclared = sorted(key for path, key in there.items() if path not in declared)
+    kept = {path for path in there if declared.devices is None and not gpu.is_device(path)}
+    undeclared = sorted(key for path, key in there.items() if path not in wanted and path not in kept)
     taken = set(there.values())
     values = {}
-    for path, device in declared.items():
+    for path, device in wanted.items():
         key = there.get(path) or _free("dev", taken)
         values[key] = pct_conf.join_property(key, dict(device))
     return values, undeclared
 
 
-def _mount_changes(mounts: Sequence[Mapping[str, object]], current: Mapping[str, str]) -> dict[str, str]:
-    """One mpN for each declared mount point, the one that has it already where there is one."""
+# --- mounts -------------------------------------------------------------------------------------------------------
+
+
+def _mount_changes(
+    declared: Declared, actual: Container, facts: Facts
+) -> tuple[dict[str, str], list[str], dict[str, str]]:
+    """One mpN for each declared mount point: their values, the mpN that are declared no more, the sizes to grow to.
+
+    The one that is mounted there already keeps its number and its volume; a volume that an earlier run made for this
+    place and that is unused now comes back.
+    """
+    if declared.mounts is None:
+        return {}, [], {}
+    vmid = declared.vmid
+    current = pct_conf.with_pending(actual.conf).values
     there = {path.rstrip("/"): key for path, key in _by_part("mp", "mp", current).items()}
+    unused = {value.partition(",")[0] for key, value in current.items() if pct_keys.base(key) == "unused"}
     taken = set(there.values())
-    paths = [str(mount["mp"]).rstrip("/") for mount in mounts]
+    paths = [str(mount["mp"]).rstrip("/") for mount in declared.mounts]
     if len(set(paths)) < len(paths):
-        raise PlanError(f"a mount point is declared twice: {', '.join(sorted(paths))}; keep one of the two")
-    values = {}
-    for path, mount in zip(paths, mounts):
+        fault = f"a mount point is declared twice: {', '.join(sorted(paths))}; keep one of the two"
+        raise PlanError(f"CTID {vmid}: {fault}")
+    values, sizes = {}, {}
+    for path, mount in zip(paths, declared.mounts):
         key = there.get(path) or _free("mp", taken)
         parts = pct_conf.split_property(key, current.get(key, ""))
-        if not parts or not _ALLOCATION.fullmatch(str(mount["source"])):
-            # STORAGE:SIZE makes a new volume; one that is there already is the one that was meant.
-            parts["volume"] = mount["source"]
-        parts.update(mp=path, ro="1" if mount.get("ro") else None)
+        is_volume = bool(parts) and not parts["volume"].startswith("/")
+        if mount.get("source"):
+            _refuse_source(vmid, str(mount["source"]), facts)
+            if is_volume:
+                raise PlanError(
+                    f"CTID {vmid}: {path} is the volume {parts['volume']} and is declared as the folder "
+                    f"{mount['source']}; detach it first (pct set {vmid} --delete {key}: its data stays, as an unused "
+                    "volume), or declare the volume"
+                )
+            parts["volume"] = str(mount["source"])
+        elif is_volume:
+            size = _grown(vmid, key, f"size_gb of {path}", int(mount["size_gb"]), current[key])
+            if size:
+                sizes[key] = size
+        else:
+            before = facts.memory.mounts.get(path, "")
+            parts["volume"] = before if before in unused else f"{mount['storage']}:{mount['size_gb']}"
+        parts["mp"] = path
+        for name in ("ro", "backup"):
+            if mount.get(name) is not None:
+                parts[name] = pct_conf.plain(bool(mount[name]))
         values[key] = pct_conf.join_property(key, parts)
-    return values
+    remembered = facts.memory.mounts
+    undeclared = [
+        key
+        for path, key in there.items()
+        if path not in paths and remembered.get(path) == _volume(key, current[key])
+    ]
+    return values, sorted(undeclared), sizes
 
 
-def _declared_raw(declared: Declared) -> list[tuple[str, str]]:
+def _refuse_source(vmid: int, source: str, facts: Facts) -> None:
+    if facts.owners is not None and facts.owners.get(source) is None:
+        raise PlanError(
+            f"CTID {vmid}: {source} is to be mounted, and the node has no such folder; make it there (or mount the "
+            "file system that has it), or correct host_path"
+        )
+
+
+def _owner_steps(
+    declared: Declared, raw: Sequence[RawLine], current: Mapping[str, str], facts: Facts
+) -> list[Step]:
+    """The folders of the node that get the owner that is declared by the ids inside."""
+    if facts.owners is None:
+        return []
+    is_unprivileged = current.get("unprivileged") == "1"
+    steps = []
+    for mount in declared.mounts or []:
+        ids = [mount.get("owner_uid"), mount.get("owner_gid")]
+        if ids == [None, None] or not mount.get("source"):
+            continue
+        path = str(mount["source"])
+        now = facts.owners.get(path) or (0, 0)
+        wanted = list(now)
+        for place, (kind, number) in enumerate(zip("ug", ids)):
+            if number is not None:
+                try:
+                    wanted[place] = idmap.on_node(kind, int(number), raw, is_unprivileged)
+                except ValueError as error:
+                    raise PlanError(f"CTID {declared.vmid}: owner of {path}: {error}") from error
+        if tuple(wanted) != now:
+            why = f"{path}: owner {now[0]}:{now[1]} → {wanted[0]}:{wanted[1]}"
+            steps.append(Step(why, path=path, owner=(wanted[0], wanted[1])))
+    return steps
+
+
+# --- raw lines ----------------------------------------------------------------------------------------------------
+
+
+def _declared_raw(declared: Declared) -> list[RawLine]:
     try:
         return [pct_conf.split_raw(line) for line in declared.raw or []]
     except ValueError as error:
         raise PlanError(f"CTID {declared.vmid}: raw line: {error}; correct lxc_options") from error
 
 
-def _raw_changes(declared: Declared, current: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The raw lines to write, none when they are there already. Lines with other keys are not spoken of."""
+def _raw_changes(
+    declared: Declared, current: Sequence[RawLine], facts: Facts
+) -> tuple[list[RawLine], list[RawLine]]:
+    """The raw lines to take away and those to add.
+
+    The lines of a declared key become exactly those that are declared. Of other keys, those go that an earlier run
+    declared; those that a person wrote stay. With C(gpus), all that gives GPUs is GPUs' own affair.
+    """
     wanted = _declared_raw(declared)
+    fault = idmap.problem([value for key, value in wanted if key == "lxc.idmap"], facts.root_subids)
+    if fault:
+        raise PlanError(f"CTID {declared.vmid}: lxc.idmap: {fault}")
+    gone = [line for line in current if line[0] in declared.delete]
+    if declared.raw is not None:
+        gone += [line for line in current if line in facts.memory.raw and line not in wanted]
+    gpu_lines: list[RawLine] = []
+    if declared.gpus is not None:
+        devices = facts.nvidia_devices or {}
+        gpu_lines = [line for line in gpu.raw_lines_of(current, devices) if line not in wanted]
+        by_numbers = facts.release < pct_keys.HAS_DEVICES and declared.gpus
+        assigned = gpu.as_raw(declared.gpus, devices) if by_numbers else []
+        gone += [line for line in gpu_lines if line not in assigned]
+    added: list[RawLine] = []
+    for key in dict.fromkeys(line[0] for line in wanted):
+        there = [line for line in current if line[0] == key and line not in gpu_lines]
+        lines = [line for line in wanted if line[0] == key]
+        if there != lines:
+            gone += there
+            added += lines
+    if declared.gpus is not None:
+        added += [line for line in assigned if line not in current or line in gone]
+    return list(dict.fromkeys(gone)), added
 
-    def of(lines: Sequence[tuple[str, str]], name: str) -> list[str]:
-        return [line[1] for line in lines if line[0] == name]
 
-    return [] if all(of(wanted, line[0]) == of(current, line[0]) for line in wanted) else wanted
+def _waiting_since_start(
+    declared: Declared,
+    actual: Container,
+    values: Mapping[str, str],
+    raw: Sequence[RawLine],
+    removed: set[RawLine],
+) -> set[str]:
+    """What the running container was not started with, of what is declared and has no place in C([pve:pending]).
+
+    :param raw: its raw lines as they will be
+    :param removed: raw lines that we took away, now or earlier
+    """
+    if actual.started_with is None:
+        # Unknown, or only by this run's own change.
+        return {line[0] for line in [*raw, *removed] if (line in raw) != (line in actual.conf.main.raw)}
+    started = [line for line in map(pct_conf.raw_of, actual.started_with.splitlines()) if line]
+    found = {line[0] for line in raw if line not in started and _speaks_of(declared, line)}
+    found |= {line[0] for line in removed if line in started and line not in raw and line[0] != "lxc.idmap"}
+    if any(key == "lxc.idmap" for key, _value in [*raw, *removed]):
+        is_unprivileged = values.get("unprivileged") == "1"
+        now = [value for key, value in started if key == "lxc.idmap"]
+        later = [value for key, value in raw if key == "lxc.idmap"]
+        if idmap.parse(now, is_unprivileged) != idmap.parse(later, is_unprivileged):
+            found.add("lxc.idmap")
+    name = next((value for key, value in started if key == "lxc.uts.name"), None)
+    if "hostname" in declared.config and name and name.partition(".")[0] != values["hostname"].partition(".")[0]:
+        found.add("hostname")
+    return found
+
+
+def _speaks_of(declared: Declared, line: RawLine) -> bool:
+    if line[0] in {key for key, _value in _declared_raw(declared)}:
+        return True
+    return declared.gpus is not None and bool(gpu.raw_lines_of([line], {}))
 
 
 # --- being in a state ---------------------------------------------------------------------------------------------
@@ -459,36 +753,35 @@ def _raw_changes(declared: Declared, current: Sequence[tuple[str, str]]) -> list
 def _state(declared: Declared, actual: Container, restart: Sequence[str]) -> tuple[list[Step], Container]:
     vmid, state = declared.vmid, declared.state
     if state == "template":
-        if actual.is_template:
-            return [], actual
-        if actual.conf.snapshots:
-            raise PlanError(
-                f"CTID {vmid} is to become a template and has snapshots ({', '.join(sorted(actual.conf.snapshots))}); "
-                "Proxmox refuses that. Delete them, or declare template_snapshot_name instead of is_template"
-            )
-        steps = [_shutdown(vmid, "it runs, and a template doesn't")] if actual.running else []
-        steps.append(Step("pct", "it is to be a template", _pct(vmid, "template")))
-        conf = actual.conf.main
-        conf.values["template"] = "1"
-        return steps, Container(exists=True, text=pct_conf.render(conf))
+        return _template(vmid, actual)
     if state in ("started", "restarted"):
         if actual.is_template:
-            raise PlanError(
-                f"CTID {vmid} is a template and can't be started; clone it, or ask for state: present"
-            )
-        boot = Step("boot", "the system inside has to be up")
-        started = replace(actual, running=True)
+            raise PlanError(f"CTID {vmid} is a template and can't be started; clone it, or ask for state: present")
         if not actual.running:
-            return [Step("pct", "it is stopped", _pct(vmid, "start")), boot], started
+            return [Step("it is stopped", _command(vmid, "start"))], replace(actual, running=True)
         if state == "restarted":
-            return [Step("pct", "a restart was asked for", _pct(vmid, "reboot")), boot], started
+            return [Step("a restart was asked for", _command(vmid, "reboot"))], actual
     if state == "stopped" and actual.running:
         return [_shutdown(vmid, "it runs, and is to be stopped")], replace(actual, running=False)
     if actual.running and restart and declared.restart == "when_required":
-        why = f"{', '.join(restart)}: takes effect at a restart"
-        return [Step("pct", why, _pct(vmid, "reboot")), Step("boot", "the system inside has to be up")], actual
+        return [Step(f"{', '.join(restart)}: takes effect at a restart", _command(vmid, "reboot"))], actual
     return [], actual
 
 
+def _template(vmid: int, actual: Container) -> tuple[list[Step], Container]:
+    if actual.is_template:
+        return [], actual
+    if actual.conf.snapshots:
+        raise PlanError(
+            f"CTID {vmid} is to become a template and has snapshots ({', '.join(sorted(actual.conf.snapshots))}); "
+            "Proxmox refuses that. Delete them, or declare template_snapshot_name instead of is_template"
+        )
+    steps = [_shutdown(vmid, "it runs, and a template doesn't")] if actual.running else []
+    steps.append(Step("it is to be a template", _command(vmid, "template")))
+    conf = actual.conf.main
+    conf.values["template"] = "1"
+    return steps, Container(exists=True, text=pct_conf.render(conf))
+
+
 def _shutdown(vmid: int, why: str) -> Step:
-    return Step("pct", why, _pct(vmid, "shutdown", "--timeout", "60", "--forceStop", "1"))
+    return Step(why, _command(vmid, "shutdown", timeout="60", forceStop="1"))

@@ -10,16 +10,12 @@ C(key: value) lines and raw C(lxc.*) lines, then C([pve:pending]), then a sectio
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
-# The sub-key that a property string may give without its name, by the key's name without its number.
-_DEFAULT_SUBKEY = {"rootfs": "volume", "mp": "volume", "dev": "path", "startup": "order"}
-# The sub-key that Proxmox writes first when there is no unnamed one, or after it.
-_FIRST_SUBKEY = {"net": "name", "mp": "mp"}
-_PROPERTY_KEYS = {*_DEFAULT_SUBKEY, "net", "features"}
-_BOOLEANS = {"1": "1", "yes": "1", "true": "1", "on": "1", "0": "0", "no": "0", "false": "0", "off": "0"}
+from ansible_collections.phoenix.hypervisor.plugins.module_utils.pct_keys import BOOLEANS, KEYS, base
+
 _BOOLEAN_KEYS = {"onboot", "protection", "unprivileged", "template", "console", "debug"}
 # Blanks are ASCII's: Python would take a no-break space for one, Proxmox doesn't.
 _LINE = re.compile(r"([a-z][a-z0-9_]*):\s*(.*?)\s*$", re.ASCII)
@@ -41,12 +37,17 @@ class Section:
 
     :ivar values: the keys, numbers in their names included (C(net0))
     :ivar raw: the C(lxc.*) lines as (key, value), in their order
-    :ivar description: decoded text of the comment lines
+    :ivar comments: the description as it is written: a line each, encoded, without its C(#)
     """
 
     values: dict[str, str] = field(default_factory=dict)
     raw: list[tuple[str, str]] = field(default_factory=list)
-    description: str = ""
+    comments: list[str] = field(default_factory=list)
+
+    @property
+    def description(self) -> str:
+        """The description as a person reads it, each line ended."""
+        return "".join(f"{unquote(line)}\n" for line in self.comments)
 
 
 @dataclass
@@ -67,23 +68,36 @@ def parse(text: str) -> Conf:
     """A conf file's content. Lines that Proxmox itself would not understand are passed over, as it does."""
     conf = Conf()
     section = conf.main
-    comments: dict[int, list[str]] = {}
     for line in text.split("\n"):
         header = _SECTION.match(line)
         if header:
             name = header.group(1)
             section = conf.pending if name == "pve:pending" else conf.snapshots.setdefault(name, Section())
         elif line.startswith("#"):
-            comments.setdefault(id(section), []).append(unquote(line[1:]))
+            section.comments.append(line[1:])
         else:
             raw, plain = _RAW_LINE.match(line), _LINE.match(line)
             if raw:
                 section.raw.append((raw.group(1), raw.group(2)))
             elif plain:
                 section.values[plain.group(1)] = plain.group(2)
-    for each in (conf.main, conf.pending, *conf.snapshots.values()):
-        each.description = "".join(f"{line}\n" for line in comments.get(id(each), []))
     return conf
+
+
+def as_comments(description: str) -> list[str]:
+    """The lines that Proxmox writes for a description.
+
+    Control characters, colons and what is not ASCII are percent-encoded; a percent sign is not, so that C(%41) in a
+    description is read back as C(A) (that is Proxmox's own doing).
+    """
+    text = description.rstrip("\n")
+    return ["".join(_encoded(character) for character in line) for line in text.split("\n")] if text else []
+
+
+def _encoded(character: str) -> str:
+    if " " <= character <= "~" and character != ":":
+        return character
+    return "".join(f"%{byte:02X}" for byte in character.encode("utf-8", "surrogateescape"))
 
 
 def _deleted_by_pending(conf: Conf) -> set:
@@ -101,14 +115,12 @@ def with_pending(conf: Conf) -> Section:
     values = {**conf.main.values, **conf.pending.values}
     gone = _deleted_by_pending(conf) | {"delete"}
     kept = {key: value for key, value in values.items() if key not in gone}
-    return Section(kept, list(conf.main.raw), conf.main.description)
+    return Section(kept, list(conf.main.raw), list(conf.main.comments))
 
 
 def render(section: Section) -> str:
     """One section as Proxmox writes it: description, sorted keys, raw lines."""
-    text = section.description[:-1] if section.description.endswith("\n") else section.description
-    comments = text.split("\n") if section.description else []
-    lines = [f"#{quote(line, safe=' !$&()*+,-./:;<=>?@[]^_{|}~')}" for line in comments]
+    lines = [f"#{line}" for line in section.comments]
     lines += [f"{key}: {value}" for key, value in sorted(section.values.items())]
     lines += [f"{key}: {value}" for key, value in section.raw]
     return "".join(f"{line}\n" for line in lines)
@@ -122,14 +134,9 @@ def render_conf(conf: Conf) -> str:
     return text + "".join(f"\n[{name}]\n{render(section)}" for name, section in sorted(conf.snapshots.items()))
 
 
-def base_key(key: str) -> str:
-    """A key without its number: C(net0) is a C(net)."""
-    return key.rstrip("0123456789")
-
-
 def is_property_string(key: str) -> bool:
     """Does the value of this key consist of C(name=value) parts?"""
-    return base_key(key) in _PROPERTY_KEYS
+    return base(key) in KEYS and bool(KEYS[base(key)].parts)
 
 
 def split_property(key: str, text: str) -> dict[str, str]:
@@ -138,26 +145,27 @@ def split_property(key: str, text: str) -> dict[str, str]:
     :raises ValueError: when a part has no name and the key knows no unnamed part
     """
     result = {}
+    known = KEYS[base(key)]
     for part in filter(None, text.split(",")):
         name, equals, value = part.partition("=")
-        if not equals or (name.startswith("/") and base_key(key) in ("dev", "mp")):
-            unnamed = _DEFAULT_SUBKEY.get(base_key(key))
-            if unnamed is None:
+        if not equals or (name.startswith("/") and known.unnamed):
+            unnamed = known.unnamed
+            if not unnamed:
                 raise ValueError(f"{key}: {part!r} in {text!r} is not of the form name=value")
             name, value = unnamed, part
         result[name] = value
     return result
 
 
-def join_property(key: str, parts: dict) -> str:
+def join_property(key: str, parts: Mapping[str, object]) -> str:
     """A property string from its parts, in the order in which Proxmox writes them.
 
     Booleans become 1 and 0; parts without a value are left out.
     """
-    unnamed = _DEFAULT_SUBKEY.get(base_key(key))
+    known = KEYS[base(key)]
     named = {name: plain(value) for name, value in parts.items() if value is not None and value != ""}
-    first = [named.pop(unnamed)] if unnamed in named and base_key(key) != "startup" else []
-    order = sorted(named, key=lambda name: (name != _FIRST_SUBKEY.get(base_key(key)), name))
+    first = [named.pop(known.unnamed)] if known.unnamed in named and base(key) != "startup" else []
+    order = sorted(named, key=lambda name: (name != known.first, name))
     return ",".join(first + [f"{name}={named[name]}" for name in order])
 
 
@@ -174,7 +182,7 @@ def as_written(key: str, value: str) -> str:
         return join_property(key, split_property(key, value))
     if key == "tags":
         return ";".join(_tags(value))
-    return _BOOLEANS.get(value.lower(), value) if key in _BOOLEAN_KEYS else value
+    return BOOLEANS.get(value.lower(), value) if key in _BOOLEAN_KEYS else value
 
 
 def _tags(value: str) -> list[str]:
@@ -183,31 +191,37 @@ def _tags(value: str) -> list[str]:
 
 def normalised(key: str, value: str) -> object:
     """A value in a form in which equal things are equal: what Proxmox itself would make of it."""
-    base = base_key(key)
     if is_property_string(key):
-        parts = split_property(key, value)
-        if "hwaddr" in parts:
-            parts["hwaddr"] = parts["hwaddr"].upper()
-        if base in ("features", "net"):
-            # A flag that is off is the same as one that isn't named.
-            flags = {name for name in parts if base == "features" or name in ("firewall", "link_down")}
-            parts = {name: _BOOLEANS.get(part.lower(), part) if name in flags else part for name, part in parts.items()}
-            parts = {name: part for name, part in parts.items() if name not in flags or part != "0"}
-        if base in ("rootfs", "mp"):
-            # Proxmox writes the size; nobody declares it here.
-            parts.pop("size", None)
-        if "mp" in parts:
-            parts["mp"] = parts["mp"].rstrip("/")
-        return parts
+        return _normalised_parts(key, split_property(key, value))
+    if key == "description":
+        return unquote("\n".join(as_comments(value)))
     if key == "cpulimit" and re.fullmatch(r"\d+(\.\d+)?", value):
         return float(value)
     if key == "tags":
         return _tags(value)
     if key in _BOOLEAN_KEYS:
-        return _BOOLEANS.get(value.lower(), value)
+        return BOOLEANS.get(value.lower(), value)
     if key in ("nameserver", "searchdomain"):
         return re.split(r"[,;\s]+", value.strip())
     return value.strip()
+
+
+def _normalised_parts(key: str, parts: dict[str, str]) -> dict[str, str]:
+    known = KEYS[base(key)]
+    # A part that is as if it were left out is left out; the size is what Proxmox writes, and nobody declares it here.
+    gone = {name for name, value in known.defaults.items() if name in parts and _flat(parts[name]) == value}
+    parts = {name: _flat(value) if name in known.defaults else value for name, value in parts.items()}
+    if base(key) in ("rootfs", "mp"):
+        gone.add("size")
+    if "hwaddr" in parts:
+        parts["hwaddr"] = parts["hwaddr"].upper()
+    if "mp" in parts:
+        parts["mp"] = parts["mp"].rstrip("/")
+    return {name: value for name, value in parts.items() if name not in gone}
+
+
+def _flat(value: str) -> str:
+    return BOOLEANS.get(value.lower(), value)
 
 
 def same(key: str, one: str | None, other: str | None) -> bool:
@@ -238,27 +252,31 @@ def split_raw(line: str) -> tuple[str, str]:
     return match.group(1), match.group(2)
 
 
-def replace_raw(text: str, lines: list[tuple[str, str]], removed: Iterable[str] = ()) -> str:
-    """A conf file's content with these raw lines, in the main section, instead of its lines of the same keys.
+def raw_of(line: str) -> tuple[str, str] | None:
+    """Key and value when a line is a raw one, of a conf file or of LXC's own configuration."""
+    raw = _RAW_LINE.match(line)
+    return (raw.group(1), raw.group(2)) if raw else None
 
-    :param removed: keys whose lines go as well
+
+def edit_raw(text: str, removed: Iterable[tuple[str, str]], added: Iterable[tuple[str, str]]) -> str:
+    """A conf file's content without and with raw lines, in the main section.
+
+    :param removed: lines that go, as (key, value)
+    :param added: lines that come, behind those that are there
 
     Other lines stay as they are, to the byte. Nothing is written below the first section header: a line there would
     belong to a snapshot.
     """
-    named = {line[0] for line in lines} | set(removed)
+    gone = set(removed)
     all_lines = re.findall(r"[^\n]*\n|[^\n]+", text)
     end = next((place for place, line in enumerate(all_lines) if _SECTION.match(line)), len(all_lines))
     main, rest = all_lines[:end], all_lines[end:]
-    kept = []
-    for line in main:
-        raw = _RAW_LINE.match(line)
-        if not (raw and raw.group(1) in named):
-            kept.append(line)
+    kept = [line for line in main if not gone or raw_of(line) not in gone]
     # Empty lines before a section header belong to it.
     gap = []
     while kept and not kept[-1].strip():
         gap.insert(0, kept.pop())
     if kept and not kept[-1].endswith("\n"):
         kept[-1] += "\n"
-    return "".join([*kept, *(f"{key}: {value}\n" for key, value in lines), *gap, *rest])
+    return "".join([*kept, *(f"{key}: {value}\n" for key, value in added), *gap, *rest])
+

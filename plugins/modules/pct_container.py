@@ -13,8 +13,14 @@ description:
   - Creates or clones a container, configures it, starts, stops or removes it, or makes a template of it.
   - Reads the container's conf file and C(/proc/net/unix), plans, and runs C(pct) only to change something, with all
     keys of a change in one call. A run that changes nothing makes no C(pct) call.
-  - Runs on the node, as root.
   - What the options name is made exactly so. What they don't speak of stays as it is.
+  - Each step is planned on what is there at that moment, and is refused by Proxmox when the configuration has changed
+    since; then it is planned again. What another writer changed is never overwritten unseen.
+  - A container that something else is at work on (a backup, a clone, a C(pct) call) is waited for.
+  - Runs on the node, as root; with O(api_host) through the REST API, for all but O(raw), O(gpus) on a Proxmox VE older
+    than 8.1, owners of mounts, and the removal of mounts that are no longer declared.
+extends_documentation_fragment:
+  - phoenix.hypervisor.api
 attributes:
   check_mode:
     description: Shows the plan that a real run would execute, and changes nothing.
@@ -37,7 +43,7 @@ options:
       - V(stopped) also shuts it down.
       - V(restarted) also restarts it.
       - V(template) shuts it down and makes a template of it. There is no way back.
-      - V(absent) stops and removes it, with its disks.
+      - V(absent) stops and removes it, with its disks and its place in backup jobs, replication and HA.
     type: str
     choices: [present, started, stopped, restarted, template, absent]
     default: present
@@ -77,14 +83,30 @@ options:
     type: bool
   config:
     description:
-      - Keys as in C(pct set) and their values. A dictionary is a property string.
+      - Keys as in C(pct set) and their values; every key of Proxmox VE 7.4 to 9.1. A dictionary is a property string.
       - Parts of a property string that are not named keep their value (a MAC address, a firewall flag), but in
         C(features) and C(startup), which become exactly what is declared.
       - An empty value removes the key.
+      - Unknown keys, keys that this node's release doesn't have, and values that can't be are refused before anything
+        changes.
     type: dict
     default: {}
+  gpus:
+    description:
+      - Numbers of the NVIDIA GPUs that can be opened inside, and no others; an empty list for none. Left out, none is
+        touched.
+      - Makes C(devN) of C(/dev/nvidiaN), C(/dev/nvidiactl), C(/dev/nvidia-uvm), C(/dev/nvidia-uvm-tools) and
+        C(/dev/nvidia-caps/*), whose numbers Proxmox looks up at each start. Before Proxmox VE 8.1, raw lines with the
+        numbers of the moment.
+      - Raw lines that give GPUs (C(lxc.mount.entry) of C(/dev/nvidia*), C(lxc.cgroup2.devices.allow) of their numbers)
+        are taken away, unless O(raw) declares them.
+    type: list
+    elements: int
   devices:
-    description: Exactly these devices are passed through (C(devN)); others are removed. Left out, none is touched.
+    description:
+      - Exactly these devices, and those of O(gpus), are passed through (C(devN)); others are removed. Left out, none is
+        touched that is not NVIDIA's.
+      - A device that is new reaches a running container on Proxmox VE 9.0 and newer.
     type: list
     elements: dict
     suboptions:
@@ -101,28 +123,51 @@ options:
       gid:
         description: Group inside.
         type: int
+      deny_write:
+        description: Whether it is read-only inside.
+        type: bool
   mounts:
-    description: Bind mounts (C(mpN)), one for each O(mounts[].mp). Others are not touched.
+    description:
+      - What is mounted inside (C(mpN)), one for each O(mounts[].mp), ever. A mount point that is there keeps its number
+        and, when it is a volume, that volume.
+      - A mount that an earlier run declared and that is not declared any more is taken away; a volume stays as an
+        unused one, and comes back when it is declared again. What was mounted by hand stays.
     type: list
     elements: dict
     suboptions:
-      source:
-        description: Folder on the node.
-        type: str
-        required: true
       mp:
         description: Path inside.
         type: str
         required: true
+      source:
+        description: Folder on the node, for a bind mount. It has to be there.
+        type: str
+      storage:
+        description: Storage of a volume that is made, when none is mounted there yet.
+        type: str
+      size_gb:
+        description: Size of the volume in GiB. It is grown to this; less than it has is an error.
+        type: int
       ro:
         description: Whether it is read-only inside.
         type: bool
-        default: false
+      backup:
+        description: Whether backups hold the volume.
+        type: bool
+      owner_uid:
+        description:
+          - User id inside that owns O(mounts[].source); the folder on the node gets the id that it is mapped to.
+        type: int
+      owner_gid:
+        description: Group id inside, likewise.
+        type: int
   raw:
     description:
-      - Raw lines, C(lxc.key = value) or with a colon. The lines of each key that is named become exactly these; lines
-        of other keys stay.
-      - Written into the main section of the conf file; they take effect at a restart.
+      - Raw lines, C(lxc.key = value) or with a colon. The lines of each key that is named become exactly these.
+      - Lines that an earlier run declared and that are not declared any more are taken away. Lines of other keys that
+        were written by hand stay.
+      - Written into the main section of the conf file, under Proxmox's own lock; they take effect at a restart.
+      - C(lxc.idmap) lines are compared with what root may map on the node (C(/etc/subuid), C(/etc/subgid)).
     type: list
     elements: str
   delete:
@@ -131,19 +176,22 @@ options:
     elements: str
     default: []
   restart:
-    description: Whether a running container is restarted for changes that take effect only then.
+    description:
+      - Whether a running container is restarted for changes that take effect only then. The steps name the keys.
+      - A change that waits is told in RV(restart_required) by every run until it was restarted.
     type: str
     choices: [never, when_required]
     default: when_required
   timeout:
     description:
-      - Seconds that one C(pct) call may take, that a locked source is waited for, and that the system inside may take
-        to come up.
+      - Seconds that one step may take, that somebody else's work on the container or its source is waited for, and that
+        the system inside may take to come up.
     type: int
     default: 600
 seealso:
   - module: phoenix.hypervisor.pct_container_info
   - module: phoenix.hypervisor.pct_snapshot
+  - module: phoenix.hypervisor.pct_exec
 """
 
 EXAMPLES = r"""
@@ -160,13 +208,14 @@ EXAMPLES = r"""
       cores: 8
       net0: {name: eth0, bridge: vmbr0, ip: 10.92.0.121/24, gw: 10.92.0.1}
       features: {nesting: 1}
-    devices:
-      - path: /dev/nvidia0
-      - path: /dev/nvidiactl
-      - path: /dev/nvidia-uvm
+    gpus: [0]
     mounts:
-      - source: /tank/models
-        mp: /models
+      - mp: /models
+        source: /tank/models
+        ro: true
+      - mp: /var/lib/vllm
+        storage: local-zfs
+        size_gb: 50
 
 - name: A container from an archive
   phoenix.hypervisor.pct_container:
@@ -182,6 +231,17 @@ EXAMPLES = r"""
   phoenix.hypervisor.pct_container:
     vmid: 900
     state: template
+
+- name: More memory for a container, from anywhere, with a token
+  phoenix.hypervisor.pct_container:
+    vmid: 921
+    config:
+      memory: 65536
+    api_host: pve.example.com
+    api_user: automation@pve
+    api_token_id: ansible
+    api_token_secret: "{{ proxmox_token_secret }}"
+  delegate_to: localhost
 """
 
 RETURN = r"""
@@ -190,9 +250,9 @@ steps:
   returned: always
   type: list
   elements: str
-  sample: ["memory: 2048 → 4096", "it is stopped"]
+  sample: ["memory: 2048 → 4096", "features: takes effect at a restart"]
 commands:
-  description: The C(pct) commands of these steps.
+  description: The C(pct) commands of these steps; with O(api_host) the requests, as method, path and parameters.
   returned: always
   type: list
   elements: list
@@ -210,19 +270,27 @@ restart_required:
   sample: []
 """
 
+import os
 import time
 from collections.abc import Sequence
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.phoenix.hypervisor.plugins.module_utils import node, pct_conf, process
+from ansible_collections.phoenix.hypervisor.plugins.module_utils import gpu, node, nodes, pct_conf, process
+from ansible_collections.phoenix.hypervisor.plugins.module_utils.command import Command
+from ansible_collections.phoenix.hypervisor.plugins.module_utils.container import Container
 from ansible_collections.phoenix.hypervisor.plugins.module_utils.container_plan import (
-    Container,
     Declared,
+    Facts,
+    Memory,
     Plan,
     PlanError,
     Step,
     plan,
+    to_remember,
 )
+
+# How often a step is planned anew because somebody else changed the container in between.
+_ATTEMPTS = 10
 
 
 class ContainerError(Exception):
@@ -232,6 +300,9 @@ class ContainerError(Exception):
 def declared_by(params: dict) -> Declared:
     """The module's options as the plan wants them."""
     clone = params["clone"] or {}
+    devices = params["devices"]
+    if devices is not None:
+        devices = [{name.replace("_", "-"): value for name, value in device.items()} for device in devices]
     return Declared(
         vmid=params["vmid"],
         state=params["state"],
@@ -243,7 +314,8 @@ def declared_by(params: dict) -> Declared:
         disk_gb=params["disk_gb"] or None,
         unprivileged=params["unprivileged"],
         config=params["config"],
-        devices=params["devices"],
+        gpus=params["gpus"],
+        devices=devices,
         mounts=params["mounts"],
         raw=params["raw"],
         delete=params["delete"],
@@ -251,38 +323,153 @@ def declared_by(params: dict) -> Declared:
     )
 
 
-def plan_now(declared: Declared, assume_source: bool = False) -> Plan:
-    """The plan for what is there now.
+class Run:
+    """One run of the module over one container."""
 
-    :param assume_source: take a source that is missing for one that an earlier step of the run would have made
-    """
-    source = node.read(declared.clone_vmid) if declared.clone_vmid is not None else None
-    if source and not source.exists and assume_source:
-        source = Container(exists=True, text="unprivileged: 1\n" if declared.unprivileged else "")
-    return plan(declared, node.read(declared.vmid), source, node.storage_types())
+    def __init__(self, there: nodes.Node, declared: Declared, timeout: int, is_check: bool) -> None:
+        self.there, self.declared, self.timeout, self.is_check = there, declared, timeout, is_check
+        self.done: list[Step] = []
+        self.memory = node.remembered(declared.vmid) if there.is_local else Memory()
+        self._release = there.release()
+        self._storage_types = there.storage_types()
+
+    def plan(self, actual: Container) -> Plan:
+        """The plan for what is there now."""
+        declared = self.declared
+        source = None
+        if declared.clone_vmid is not None and (not actual.exists or actual.is_half_made):
+            source = self.there.read(declared.clone_vmid)
+            if not source.exists and self.is_check:
+                # An earlier task of the run would have made it.
+                source = Container(exists=True, text="unprivileged: 1\n" if declared.unprivileged else "")
+        return plan(declared, actual, source, self._facts(actual, source))
+
+    def _facts(self, actual: Container, source: Container | None) -> Facts:
+        busy = actual.is_half_made and bool(self.there.workers(self.declared.vmid))
+        source_busy = source is not None and source.lock == "disk" and self._is_worked_on(int(self.declared.clone_vmid))
+        facts = Facts(self._storage_types, self._release, memory=self.memory, is_busy=busy, is_source_busy=source_busy)
+        if not self.there.is_local:
+            return facts
+        sources = [mount["source"] for mount in self.declared.mounts or [] if mount["source"]]
+        return Facts(
+            self._storage_types, self._release, node.nvidia_devices(), node.root_subids(), node.owners(sources),
+            self.memory, busy, source_busy,
+        )  # fmt: skip
+
+    def _is_worked_on(self, vmid: int) -> bool:
+        """Is a lock somebody's? One that was left over is nobody's for a while, not only between two steps."""
+        for _second in range(3):
+            if self.there.workers(vmid) or self.there.read(vmid).lock != "disk":
+                return True
+            time.sleep(1)
+        return False
+
+    def execute(self) -> Plan:
+        """Plan, do the first step, look again, until there is nothing left to do. Gives the last plan."""
+        again = 0
+        while True:
+            actual = self.there.read(self.declared.vmid)
+            if actual.lock == "create" and self.there.workers(self.declared.vmid):
+                self.there.settle(self.declared.vmid, self.timeout)
+                continue
+            planned = self.plan(actual)
+            if not planned.steps:
+                return planned
+            step = planned.steps[0]
+            if self.done and step == self.done[-1]:
+                raise ContainerError(
+                    f"CTID {self.declared.vmid}: {step.why}: was done, and is to be done again; somebody else undoes "
+                    "it, or Proxmox writes it differently (which would be a fault of this module)"
+                )
+            try:
+                self._do(step, actual)
+            except node.Changed:
+                again += 1
+                if again > _ATTEMPTS:
+                    raise
+                continue
+            self.done.append(step)
+            if step.name == "reboot" and self.declared.state == "restarted":
+                self.declared = _with_state(self.declared, "started")
+
+    def _do(self, step: Step, actual: Container) -> None:
+        """Do one step, and make sure of its effect: some pct commands end with 0 although they failed.
+
+        :raises Changed: when the container is not the one any more that this was planned on
+        :raises ContainerError: with what Proxmox said and, for a container that doesn't start, what its log says
+        """
+        vmid = self.declared.vmid
+        if step.path:
+            os.chown(step.path, *step.owner)
+        elif step.is_raw:
+            self._edit_raw(step, actual)
+        elif step.name in ("start", "reboot"):
+            self._start(step)
+        elif step.name == "clone":
+            self._clone(step)
+        else:
+            digest = actual.digest if step.name in ("set", "resize") else ""
+            done = self.there.run(step.command, self.timeout, digest)
+            if nodes.has_changed(done):
+                raise node.Changed(f"CTID {vmid}: {done.sentence()}")
+            problem = done.sentence() if done.failed else self._effect_problem(step.command, done)
+            if problem:
+                raise ContainerError(f"CTID {vmid}: {problem}")
+
+    def _edit_raw(self, step: Step, actual: Container) -> None:
+        if not self.there.is_local:
+            raise ContainerError(
+                f"CTID {self.declared.vmid}: {step.why}: raw lxc.* lines can't be set through the REST API, by nobody; "
+                "run the module on the node, without api_host"
+            )
+        self.there.settle(self.declared.vmid, self.timeout)
+        node.edit_raw(self.declared.vmid, actual.digest, step.removed, step.added, self.timeout)
+
+    def _clone(self, step: Step) -> None:
+        """Clone, one at a time of one source: Proxmox refuses a second one."""
+        with self.there.turn(step.command.vmid, self.timeout):
+            if self.there.read(self.declared.vmid).exists:
+                raise node.Changed(f"CTID {self.declared.vmid} was made by somebody else meanwhile; run again")
+            done = self.there.run(step.command, self.timeout)
+        if done.failed or not self.there.read(self.declared.vmid).exists:
+            raise ContainerError(f"CTID {self.declared.vmid}: {done.sentence()}")
+
+    def _start(self, step: Step) -> None:
+        vmid = self.declared.vmid
+        log_before = node.log(vmid) if self.there.is_local else b""
+        done = self.there.run(step.command, self.timeout)
+        if done.failed or not self.there.read(vmid).running:
+            log = node.log_tail(vmid, log_before) if self.there.is_local else ""
+            raise ContainerError(_start_problem(vmid, done, log))
+        if self.there.is_local:
+            wait_for_boot(vmid, self.timeout)
+
+    def _effect_problem(self, command: Command, done: process.Finished) -> str:
+        def is_reached() -> bool:
+            actual = self.there.read(self.declared.vmid)
+            if command.name == "resize":
+                size = pct_conf.split_property(command.arguments[0], actual.conf.main.values[command.arguments[0]])
+                wanted = pct_conf.size_in_bytes(command.arguments[1])
+                return pct_conf.size_in_bytes(size.get("size", "0")) >= wanted
+            return {
+                "create": actual.exists and not actual.is_half_made,
+                "destroy": not actual.exists,
+                "template": actual.is_template,
+                "stop": not actual.running,
+                "shutdown": not actual.running,
+            }.get(command.name, True)
+
+        end = time.monotonic() + (0 if self.there.is_local else 30)
+        # The API answers some requests before their worker is through.
+        while not is_reached():
+            if time.monotonic() >= end:
+                return f"{done.sentence()} - without the effect that it should have"
+            time.sleep(0.5)
+        return ""
 
 
-def execute(declared: Declared, step: Step, timeout: int) -> None:
-    """Do one step, and make sure of its effect: some pct commands end with 0 although they failed.
-
-    :raises ContainerError: with what pct said and, for a container that doesn't start, what its log says
-    """
-    if step.kind == "raw":
-        actual = node.read(declared.vmid)
-        text = pct_conf.replace_raw(actual.text, list(step.raw), step.raw_removed)
-        node.write(declared.vmid, text, actual.text)
-    elif step.kind == "boot":
-        _wait_for_boot(declared.vmid, timeout)
-    elif step.argv[1] in ("start", "reboot"):
-        log_before = node.log(declared.vmid)
-        done = _pct(step, timeout)
-        if done.failed or declared.vmid not in node.running():
-            raise ContainerError(_start_problem(declared.vmid, done, node.log_tail(declared.vmid, log_before)))
-    else:
-        done = _pct(step, timeout)
-        problem = done.sentence() if done.failed else _effect_problem(declared, step, done)
-        if problem:
-            raise ContainerError(f"CTID {declared.vmid}: {problem}{_remedy(declared.vmid, problem)}")
+def _with_state(declared: Declared, state: str) -> Declared:
+    return Declared(**{**vars(declared), "state": state})
 
 
 def _start_problem(vmid: int, done: process.Finished, log: str) -> str:
@@ -290,48 +477,10 @@ def _start_problem(vmid: int, done: process.Finished, log: str) -> str:
     if not log:
         return f"CTID {vmid} doesn't start: {done.sentence()}"
     error = done.stderr.strip() or done.sentence()
-    said = f"{error}{_remedy(vmid, error)}. The last lines of /var/log/lxc/{vmid}.log:\n{log}"
-    return f"CTID {vmid} doesn't start: {said}"
+    return f"CTID {vmid} doesn't start: {error}. The last lines of /var/log/lxc/{vmid}.log:\n{log}"
 
 
-def _remedy(vmid: int, problem: str) -> str:
-    if "CT is locked" not in problem:
-        return ""
-    return (
-        f" - something else is at work on it; wait for its end (the tasks of the node tell), or, when nothing runs any "
-        f"more, remove the lock with: pct unlock {vmid}"
-    )
-
-
-def _pct(step: Step, timeout: int) -> process.Finished:
-    """Run pct; wait for the locks that a clone or another short task holds: two clones of one source are no mistake."""
-    end = time.monotonic() + timeout
-    while True:
-        done = process.run(step.argv, timeout)
-        locked = "CT is locked (disk)" in done.stderr or "got timeout" in done.stderr
-        if not (done.failed and locked) or time.monotonic() > end:
-            return done
-        time.sleep(2)
-
-
-def _effect_problem(declared: Declared, step: Step, done: process.Finished) -> str:
-    command = step.argv[1]
-    actual = node.read(declared.vmid)
-    reached = {
-        "create": actual.exists,
-        "clone": actual.exists,
-        "destroy": not actual.exists,
-        "template": actual.is_template,
-        "stop": not actual.running,
-        "shutdown": not actual.running,
-    }.get(command, True)
-    if command == "resize":
-        size = pct_conf.split_property("rootfs", actual.conf.main.values.get("rootfs", "")).get("size", "0")
-        reached = pct_conf.size_in_bytes(size) >= pct_conf.size_in_bytes(step.argv[-1])
-    return "" if reached else f"{done.sentence()} - without the effect that it should have"
-
-
-def _wait_for_boot(vmid: int, timeout: int) -> None:
+def wait_for_boot(vmid: int, timeout: int) -> None:
     """Wait until systemd inside says that it is up, failed units or not. A guest without systemd is up at once.
 
     :raises ContainerError: when it stops meanwhile, or isn't up in time
@@ -367,13 +516,28 @@ def text_of(container: Container, waiting: Sequence[str]) -> str:
     return pct_conf.render(pct_conf.with_pending(container.conf)) + "".join(f"{line}\n" for line in lines)
 
 
+def warnings_of(declared: Declared) -> list[str]:
+    """What is declared, can be done, and is not what was meant."""
+    found = []
+    if declared.gpus is not None:
+        lines = gpu.raw_lines_of([pct_conf.split_raw(line) for line in declared.raw or []], {})
+        if lines:
+            found.append(
+                f"CTID {declared.vmid}: raw declares {'; '.join(f'{key}: {value}' for key, value in lines)}, which "
+                "gives GPUs beside those of gpus; remove it"
+            )
+    return found
+
+
 def main() -> None:
     device = dict(
-        path=dict(type="str", required=True), mode=dict(type="str"), uid=dict(type="int"), gid=dict(type="int")
-    )
+        path=dict(type="str", required=True), mode=dict(type="str"), uid=dict(type="int"), gid=dict(type="int"),
+        deny_write=dict(type="bool"),
+    )  # fmt: skip
     mount = dict(
-        source=dict(type="str", required=True), mp=dict(type="str", required=True), ro=dict(type="bool", default=False)
-    )
+        mp=dict(type="str", required=True), source=dict(type="str"), storage=dict(type="str"), size_gb=dict(type="int"),
+        ro=dict(type="bool"), backup=dict(type="bool"), owner_uid=dict(type="int"), owner_gid=dict(type="int"),
+    )  # fmt: skip
     clone = dict(vmid=dict(type="int", required=True), snapname=dict(type="str", default=""), full=dict(type="bool"))
     states = ["present", "started", "stopped", "restarted", "template", "absent"]
     module = AnsibleModule(
@@ -386,45 +550,47 @@ def main() -> None:
             disk_gb=dict(type="int", default=0),
             unprivileged=dict(type="bool"),
             config=dict(type="dict", default={}),
+            gpus=dict(type="list", elements="int"),
             devices=dict(type="list", elements="dict", options=device),
-            mounts=dict(type="list", elements="dict", options=mount),
+            mounts=dict(
+                type="list", elements="dict", options=mount, mutually_exclusive=[("source", "storage")],
+                required_one_of=[("source", "storage")], required_together=[("storage", "size_gb")],
+            ),
             raw=dict(type="list", elements="str"),
             delete=dict(type="list", elements="str", default=[]),
             restart=dict(type="str", choices=["never", "when_required"], default="when_required"),
             timeout=dict(type="int", default=600),
+            **nodes.ARGUMENTS,
         ),
         supports_check_mode=True,
-    )
+    )  # fmt: skip
     declared = declared_by(module.params)
-    timeout = module.params["timeout"]
-    done: list[Step] = []
+    run = None
     try:
-        before = node.read(declared.vmid)
-        planned = plan_now(declared, assume_source=module.check_mode)
-        steps = list(planned.steps)
-        while steps and not module.check_mode:
-            step = steps.pop(0)
-            execute(declared, step, timeout)
-            done.append(step)
-            if step.then_plan:
-                planned = plan_now(declared)
-                steps = list(planned.steps)
-        after = planned.after if module.check_mode else node.read(declared.vmid)
-    except (PlanError, ContainerError, node.NodeError, ValueError) as error:
-        where = f"CTID {declared.vmid}: " if isinstance(error, ValueError) else ""
-        steps = [step.why for step in done]
+        there = nodes.connect(module.params)
+        run = Run(there, declared, module.params["timeout"], module.check_mode)
+        before = there.read(declared.vmid)
+        first = run.plan(before) if module.check_mode else run.execute()
+        after = first.after if module.check_mode else there.read(declared.vmid)
+        if there.is_local and not module.check_mode:
+            node.remember(declared.vmid, to_remember(declared, after, run.memory))
+    except (PlanError, ContainerError, node.NodeError, ValueError, OSError) as error:
+        where = f"CTID {declared.vmid}: " if isinstance(error, (ValueError, OSError)) else ""
+        steps = [step.why for step in run.done] if run else []
         begun = f"\nDone before that: {'; '.join(steps)}. The next run goes on from there." if steps else ""
         module.fail_json(msg=f"{where}{error}{begun}", steps=steps)
-    shown = planned.steps if module.check_mode else done
+    for warning in warnings_of(declared):
+        module.warn(warning)
+    shown = first.steps if module.check_mode else run.done
     module.exit_json(
         changed=bool(shown),
-        steps=[step.why for step in shown if step.kind != "boot"],
-        commands=[list(step.argv) for step in shown if step.argv],
+        steps=[step.why for step in shown],
+        commands=[there.words(step.command) for step in shown if step.command],
         status="absent" if not after.exists else "running" if after.running else "stopped",
-        restart_required=list(planned.restart_required),
+        restart_required=list(first.restart_required),
         diff={
             "before": text_of(before, pct_conf.waiting(before.conf)),
-            "after": text_of(after, planned.restart_required),
+            "after": text_of(after, first.restart_required),
             "before_header": f"CTID {declared.vmid}",
             "after_header": f"CTID {declared.vmid}",
         },

@@ -10,7 +10,9 @@ short_description: What a Proxmox VE node says about its LXC containers
 version_added: 0.1.0
 author: The Phoenix Hypervisor team (@phoenix)
 description:
-  - Reads conf files and C(/proc/net/unix) on the node; makes no C(pct) call.
+  - Reads conf files and C(/proc/net/unix) on the node; makes no C(pct) call. With O(api_host), asks the REST API.
+extends_documentation_fragment:
+  - phoenix.hypervisor.api
 attributes:
   check_mode:
     description: Only reads.
@@ -35,6 +37,14 @@ EXAMPLES = r"""
   phoenix.hypervisor.pct_container_info:
     vmids: [900, 901]
   register: look
+
+- name: All containers of a node, through its REST API
+  phoenix.hypervisor.pct_container_info:
+    api_host: pve.example.com
+    api_user: automation@pve
+    api_token_id: ansible
+    api_token_secret: "{{ proxmox_token_secret }}"
+  delegate_to: localhost
 
 - name: Say which of them are templates
   ansible.builtin.debug:
@@ -81,6 +91,19 @@ containers:
       description: What waits for a restart, by key; C(delete) names keys to be removed.
       type: dict
       sample: {}
+    waiting:
+      description: Keys that change or go at a restart, sorted.
+      type: list
+      elements: str
+      sample: []
+    description:
+      description: Its description.
+      type: str
+      sample: ""
+    digest:
+      description: What Proxmox knows this configuration by; it changes with every change.
+      type: str
+      sample: "0fd71a2a4c4cb2f5a0c6ab0a1e8d0ef4f3d0b0c1"
     raw:
       description: Its raw C(lxc.*) lines.
       type: list
@@ -89,8 +112,8 @@ containers:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.phoenix.hypervisor.plugins.module_utils import node
-from ansible_collections.phoenix.hypervisor.plugins.module_utils.container_plan import Container
+from ansible_collections.phoenix.hypervisor.plugins.module_utils import node, nodes, pct_conf
+from ansible_collections.phoenix.hypervisor.plugins.module_utils.container import Container
 
 
 def described(vmid: int, container: Container) -> dict:
@@ -102,19 +125,25 @@ def described(vmid: int, container: Container) -> dict:
         "exists": container.exists,
         "status": status if container.exists else "",
         "template": container.is_template,
-        "lock": conf.main.values.get("lock", ""),
+        "lock": container.lock,
         "snapshots": conf.complete_snapshots,
         "config": conf.main.values,
         "pending": conf.pending.values,
+        "waiting": pct_conf.waiting(conf),
+        "description": conf.main.description,
+        "digest": container.digest,
         "raw": [f"{key}: {value}" for key, value in conf.main.raw],
     }
 
 
 def main() -> None:
-    module = AnsibleModule(argument_spec=dict(vmids=dict(type="list", elements="int")), supports_check_mode=True)
+    module = AnsibleModule(
+        argument_spec=dict(vmids=dict(type="list", elements="int"), **nodes.ARGUMENTS), supports_check_mode=True
+    )
     try:
+        there = nodes.connect(module.params)
         vmids = module.params["vmids"]
-        containers = [described(vmid, node.read(vmid)) for vmid in (node.vmids() if vmids is None else vmids)]
+        containers = [described(vmid, there.read(vmid)) for vmid in (there.vmids() if vmids is None else vmids)]
     except node.NodeError as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=False, containers=containers)

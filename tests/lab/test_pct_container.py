@@ -252,7 +252,7 @@ class TestOne:
         section = text[text.index("[before]") :]
         for raw in (["lxc.environment = PHOENIX=one"], ["lxc.environment: PHOENIX=two", "lxc.cap.drop: mac_admin"]):
             done = converge(vmid=web, state="started", raw=raw)
-            assert [argv[1] for argv in done["commands"]] == ["shutdown", "start"]
+            assert [argv[1] for argv in done["commands"]] == ["reboot"]
             text = (CONFIGS / f"{web}.conf").read_text()
             assert text[text.index("[before]") :] == section
             assert inside(web, "tr '\\0' '\\n' </proc/1/environ | grep PHOENIX") == raw[0].split()[-1]
@@ -363,7 +363,7 @@ class TestClones:
 
     def test_check_mode_of_a_whole_lineage_that_is_not_there(self):
         shown = call(
-            check=True, vmid=812, state="started", clone={"vmid": 819}, unprivileged=True, raw=["lxc.idmap: u 0 1 1"]
+            check=True, vmid=812, state="started", clone={"vmid": 819}, unprivileged=True, raw=["lxc.cap.drop: sys_boot"]
         )
         assert [argv[1] for argv in shown["commands"]] == ["clone", "start"]
         assert not info(812)["exists"]
