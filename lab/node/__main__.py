@@ -2,7 +2,7 @@
 # GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""``python3 lab/node pct|lab|hook …``: the one entry of the three programs."""
+"""``python3 lab/node pct|lab|hook|api …``: the one entry of the four programs."""
 
 from __future__ import annotations
 
@@ -23,6 +23,10 @@ def main() -> int:
         from node import hook
 
         return hook.main(words)
+    if program == "api":
+        from node import api
+
+        return api.main()
     from node import lab
 
     return lab.main(words)

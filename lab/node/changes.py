@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from node import conf as conf_format
 from node import guest, release, runtime, schema, settings, storage, store
 from node.conf import Conf, Section
-from node.errors import PctError, UsageError
+from node.errors import ParameterError, PctError, UsageError
 from node.schema import MOUNT, NET, ROOTFS, PropertyString
 
 NEW_VOLUME = re.compile(r"([^:/\s]+):(\d+(?:\.\d+)?)")
@@ -217,8 +217,8 @@ def update(vmid: int, params: dict[str, str], delete: list[str], revert: list[st
             store.save(vmid, conf)
 
 
-def _parameter(name: str, reason: str) -> UsageError:
-    return UsageError(f"400 Parameter verification failed.\n{name}: {reason}\n")
+def _parameter(name: str, reason: str) -> ParameterError:
+    return ParameterError({name: reason})
 
 
 def _check_new(params: dict[str, str], active: Section, running: bool) -> None:

@@ -12,11 +12,12 @@ import shlex
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Callable, Optional
 
-from node import changes, files, lifecycle, options, release, runtime, schema, settings, snapshots, store
+from node import changes, files, lifecycle, options, release, runtime, schema, settings, snapshots, store, views
 from node import conf as conf_format
-from node.errors import PctError, UsageError
+from node.errors import ParameterError, PctError, UsageError
 from node.options import Parsed
 
 # The release that brought an option of a command that is no config option
@@ -44,48 +45,30 @@ def _flag(parsed: Parsed, name: str, default: str = "0") -> bool:
     try:
         return schema.boolean(parsed.options.get(name, default)) == "1"
     except ValueError as reason:
-        raise UsageError(f"400 Parameter verification failed.\n{name}: {reason}\n") from None
+        raise ParameterError({name: str(reason)}) from None
 
 
 def _number(parsed: Parsed, name: str, default: int) -> int:
     try:
         return int(schema.integer(0)(parsed.options.get(name, str(default))))
     except ValueError as reason:
-        raise UsageError(f"400 Parameter verification failed.\n{name}: {reason}\n") from None
-
-
-def checked_config(given: dict[str, str]) -> dict[str, str]:
-    """Config options of the command line, checked and normalised; all mistakes are named at once."""
-    good: dict[str, str] = {}
-    bad: list[str] = []
-    for name, value in sorted(given.items()):
-        check = schema.validator(name)
-        if check is None:
-            continue
-        try:
-            good[name] = check(value)
-        except schema.PropertyError as reason:
-            bad += [f"{name}: invalid format - format error", f"{name}.{reason.key}: {reason.reason}"]
-        except ValueError as reason:
-            bad.append(f"{name}: {reason}")
-    if bad:
-        raise UsageError("400 Parameter verification failed.\n" + "\n".join(bad) + "\n")
-    return good
+        raise ParameterError({name: str(reason)}) from None
 
 
 def _create(vmid: int, parsed: Parsed) -> int:
     own = {name: value for name, value in parsed.options.items() if schema.validator(name) is None}
-    given = dict(parsed.options)
-    rootfs = given.get("rootfs", "")
-    if rootfs.split(",")[0].replace(".", "", 1).isdigit():
-        given["rootfs"] = f"{own.get('storage', 'local')}:{rootfs}"
-    return lifecycle.create(vmid, parsed.arguments[0], checked_config(given), own)
+    if "ssh-public-keys" in own:
+        try:
+            own["ssh-public-keys"] = Path(own["ssh-public-keys"]).read_text()
+        except OSError as reason:
+            raise PctError(f"unable to read '{own['ssh-public-keys']}' - {reason.strerror}") from None
+    return lifecycle.create(vmid, parsed.arguments[0], schema.checked_config(parsed.options), own)
 
 
 def _set(vmid: int, parsed: Parsed) -> None:
     own = parsed.options
     delete, revert = ([w for w in re.split(r"[,;\s]+", own.get(name, "")) if w] for name in ("delete", "revert"))
-    changes.update(vmid, checked_config(own), delete, revert, own.get("digest", ""))
+    changes.update(vmid, schema.checked_config(own), delete, revert, own.get("digest", ""))
 
 
 def _list(vmid: int, parsed: Parsed) -> None:
@@ -104,37 +87,11 @@ def _list(vmid: int, parsed: Parsed) -> None:
 
 
 def _status(vmid: int, parsed: Parsed) -> None:
-    section = store.load(vmid).active
-    running = runtime.is_running(vmid)
-    status = "running" if running else "stopped"
     if not _flag(parsed, "verbose"):
-        print(f"status: {status}")
+        store.load(vmid)
+        print("status: running" if runtime.is_running(vmid) else "status: stopped")
         return
-    values = {
-        "cpus": section.options.get("cores", str(os.cpu_count() or 1)),
-        "disk": "0",
-        "diskread": "0",
-        "diskwrite": "0",
-        "maxdisk": str(schema.size_bytes(schema.ROOTFS.parse(section.options.get("rootfs", "x")).get("size", "0"))),
-        "maxmem": str(int(section.options.get("memory", "512")) * 1024**2),
-        "maxswap": str(int(section.options.get("swap", "512")) * 1024**2),
-        "mem": "0",
-        "name": section.options.get("hostname", f"CT{vmid}"),
-        "netin": "0",
-        "netout": "0",
-        "status": status,
-        "swap": "0",
-        "type": "lxc",
-        "uptime": "0",
-        "vmid": str(vmid),
-    }
-    values.update({key: section.options[key] for key in ("lock", "tags", "template") if key in section.options})
-    if running:
-        pid = runtime.init_pid(vmid)
-        values["pid"] = str(pid)
-        values["uptime"] = str(int(time.time() - os.stat(f"/proc/{pid}").st_ctime))
-        used = runtime.read_cgroup(vmid, "memory.current") or runtime.read_cgroup(vmid, "memory.usage_in_bytes")
-        values["mem"] = used or "0"
+    values = views.status(vmid)
     for key in sorted(values):
         print(f"{key}: {values[key]}")
 
@@ -259,15 +216,15 @@ COMMANDS: dict[str, Command] = {
 
 
 def _clone_config(parsed: Parsed) -> dict[str, str]:
-    return checked_config({k: v for k, v in parsed.options.items() if k in ("hostname", "description")})
+    return schema.checked_config({k: v for k, v in parsed.options.items() if k in ("hostname", "description")})
 
 
 def _vmid(text: str, name: str = "vmid") -> int:
     if not text.isdigit():
-        raise UsageError(f"400 Parameter verification failed.\n{name}: type check ('integer') failed - got '{text}'\n")
+        raise ParameterError({name: f"type check ('integer') failed - got '{text}'"})
     if not 100 <= int(text) <= 999999999:
         bound = "minimum value of 100" if int(text) < 100 else "maximum value of 999999999"
-        raise UsageError(f"400 Parameter verification failed.\n{name}: invalid format - value must have a {bound}\n")
+        raise ParameterError({name: f"invalid format - value must have a {bound}"})
     return int(text)
 
 

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from node import image, release, runtime, settings, store
+from node import api, image, release, runtime, settings, store
 from node.errors import PctError
 from node.system import mounted, run, succeeds, write_atomically
 
@@ -142,6 +142,7 @@ def up() -> None:
         _pool()
         _pve(state)
         _release(state)
+        api.start(f"{_subnet(state)}.1")
         _base(state)
         _models()
         _link(state)
@@ -403,6 +404,7 @@ def down() -> None:
             say("nothing is there")
             _LOCK.unlink(missing_ok=True)
             return
+        api.stop()
         _containers_down()
         if _our_link(settings.PCT_LINK):
             settings.PCT_LINK.unlink()
@@ -515,6 +517,7 @@ def status() -> int:
         f"storage local-dir at {settings.DIR_STORAGE}": settings.DIR_STORAGE.is_dir(),
         f"base archive {settings.BASE_ARCHIVE}": settings.BASE_ARCHIVE.exists(),
         f"release {_release_name()} in {settings.PVECFG}": settings.PVECFG.exists(),
+        f"REST API on port {settings.API_PORT}, access in {settings.API_SECRETS}": api.is_up(),
         f"pct at {settings.PCT_LINK}": _our_link(settings.PCT_LINK) and settings.PCT_LINK.exists(),
     }
     for name, good in checks.items():

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from node import changes, guest, release, runtime, schema, settings, storage, store, tasks
+from node import changes, firewall, guest, release, runtime, schema, settings, storage, store, tasks
 from node.conf import Conf, Section
 from node.errors import PctError
 from node.schema import MOUNT, ROOTFS
@@ -53,10 +53,9 @@ def create(vmid: int, ostemplate: str, params: dict[str, str], extra: dict[str, 
     section.options["unprivileged"] = "1" if release.at_least(9, 0) else "0"
     description = params.pop("description", "")
     section.description = description + "\n" if description else ""
-    rootfs = params.pop("rootfs", "4")
-    if ":" not in rootfs and re.fullmatch(r"volume=?\d+(\.\d+)?|\d+(\.\d+)?", rootfs):
-        rootfs = f"{default_storage}:{rootfs}"
-    properties = ROOTFS.parse(rootfs)
+    properties = ROOTFS.parse(params.pop("rootfs", "4"))
+    if re.fullmatch(r"\d+(\.\d+)?", properties["volume"]):
+        properties["volume"] = f"{default_storage}:{properties['volume']}"
     if not changes.NEW_VOLUME.fullmatch(properties["volume"]):
         raise PctError(f"unable to create CT {vmid} - rootfs needs STORAGE:SIZE_IN_GiB")
     storage.for_rootdir(properties["volume"].split(":")[0])
@@ -64,12 +63,6 @@ def create(vmid: int, ostemplate: str, params: dict[str, str], extra: dict[str, 
     changes.fill_in_nets(section.options)
     for key in [key for key in section.options if re.fullmatch(r"dev\d+", key)]:
         runtime.check_device(schema.DEVICE.parse(section.options[key]))
-    ssh_keys = ""
-    if "ssh-public-keys" in extra:
-        try:
-            ssh_keys = Path(extra["ssh-public-keys"]).read_text()
-        except OSError as reason:
-            raise PctError(f"unable to read '{extra['ssh-public-keys']}' - {reason.strerror}") from None
     password_hash = guest.hash_password(extra["password"]) if extra.get("password") else ""
 
     with store.flocked(vmid, 5):
@@ -94,7 +87,8 @@ def create(vmid: int, ostemplate: str, params: dict[str, str], extra: dict[str, 
             section.options.setdefault("ostype", ostype)
             print("Detected container architecture: amd64", flush=True)
             if section.options["ostype"] != "unmanaged":
-                guest.prepare_new(volume.path, section, password_hash, ssh_keys, section.options.get("timezone", ""))
+                zone = section.options.get("timezone", "")
+                guest.prepare_new(volume.path, section, password_hash, extra.get("ssh-public-keys", ""), zone)
                 guest.prepare_start(volume.path, section)
             with store.flocked(vmid):
                 store.save(vmid, Conf(section))
@@ -175,6 +169,7 @@ def clone(vmid: int, new: int, extra: dict[str, str]) -> int:
                 guest.inside(root, section, guest.reset_machine_id)
                 guest.prepare_start(root, section)
             with store.flocked(new):
+                firewall.clone(vmid, new)
                 store.save(new, Conf(section))
         except BaseException as reason:
             for volume in made:
@@ -250,6 +245,7 @@ def destroy(vmid: int, extra: dict[str, str]) -> int:
             if purge:
                 print(f"purging CT {vmid} from related configurations..", flush=True)
             runtime.forget(vmid)
+            firewall.remove(vmid)
             store.remove(vmid)
 
     return tasks.run_task("vzdestroy", vmid, work)

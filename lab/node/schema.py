@@ -16,6 +16,7 @@ import secrets
 from typing import Callable
 
 from node import release
+from node.errors import ParameterError
 
 Validator = Callable[[str], str]
 Properties = dict[str, str]
@@ -367,6 +368,25 @@ def option_names() -> list[str]:
     too_new = {name for name, since in SINCE.items() if not release.at_least(*since)}
     numbered = [f"{s}{i}" for s, (top, _check) in _NUMBERED.items() if s not in too_new for i in range(top + 1)]
     return sorted(_SIMPLE.keys() - too_new) + numbered
+
+
+def checked_config(given: dict[str, str]) -> dict[str, str]:
+    """The config options among these, checked and normalised; all mistakes are named at once."""
+    good: dict[str, str] = {}
+    bad: dict[str, str] = {}
+    for name, value in sorted(given.items()):
+        check = validator(name)
+        if check is None:
+            continue
+        try:
+            good[name] = check(value)
+        except PropertyError as reason:
+            bad[name] = f"invalid format - format error\n{name}.{reason.key}: {reason.reason}"
+        except ValueError as reason:
+            bad[name] = str(reason)
+    if bad:
+        raise ParameterError(bad)
+    return good
 
 
 def with_hwaddr(net: Properties) -> Properties:

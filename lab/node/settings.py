@@ -38,6 +38,15 @@ LOCK_DIR = Path("/run/lock/lxc")
 TASK_LOG = Path("/var/log/pve/tasks")
 CALL_LOG = Path("/var/log/phoenix-lab/pct-calls.log")
 
+API_PORT = 8006
+API_SECRETS = STATE / "api.json"
+API_PID = Path("/run/phoenix-lab-api.pid")
+API_LOG = Path("/var/log/phoenix-lab/api.log")
+API_CALL_LOG = Path("/var/log/phoenix-lab/api-calls.log")
+API_KEY = PVE / "priv/authkey.key"  # what tickets are signed with
+CA_CERTIFICATE, CA_KEY = PVE / "pve-root-ca.pem", PVE / "priv/pve-root-ca.key"
+FIREWALL = PVE / "firewall"
+
 PVECFG = Path("/usr/share/perl5/PVE/pvecfg.pm")  # where a node says its release
 REPOID = "1ab00000000000000"
 
@@ -55,6 +64,12 @@ SAFE_PATH = "/sbin:/bin:/usr/sbin:/usr/bin"
 def node_name() -> str:
     """The node's name: the short host name, as on Proxmox VE."""
     return socket.gethostname().split(".")[0] or "pve"
+
+
+def node_certificate() -> tuple[Path, Path]:
+    """The node's certificate and its key, where the web server of a genuine node has them."""
+    folder = PVE / "nodes" / node_name()
+    return folder / "pve-ssl.pem", folder / "pve-ssl.key"
 
 
 def conf_dir() -> Path:

@@ -12,7 +12,7 @@ import time
 from node import conf as conf_format
 from node import runtime, storage, store, tasks
 from node.conf import Conf, Section
-from node.errors import PctError, UsageError
+from node.errors import ParameterError, PctError
 
 _OF_SNAPSHOTS = ("snaptime", "parent", "snapstate", "lock")
 
@@ -22,7 +22,7 @@ def check_name(name: str) -> None:
     if not re.fullmatch(r"(?i)[a-z][a-z0-9_-]+", name) or len(name) > 40:
         reason = f"invalid format - invalid configuration ID '{name}'"
         reason = reason if len(name) <= 40 else "value may only be 40 characters long"
-        raise UsageError(f"400 Parameter verification failed.\nsnapname: {reason}\n")
+        raise ParameterError({"snapname": reason})
     if name in ("current", "vzdump"):
         raise PctError(f"unable to use snapshot name '{name}' (reserved name)")
 

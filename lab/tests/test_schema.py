@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from node import cli, schema
+from node import schema
 from node.errors import UsageError
 
 
@@ -30,7 +30,7 @@ from node.errors import UsageError
     ],
 )
 def test_normalised(name: str, given: str, kept: str) -> None:
-    assert cli.checked_config({name: given}) == {name: kept}
+    assert schema.checked_config({name: given}) == {name: kept}
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_normalised(name: str, given: str, kept: str) -> None:
 )
 def test_refused(name: str, given: str, said: str) -> None:
     with pytest.raises(UsageError) as refused:
-        cli.checked_config({name: given})
+        schema.checked_config({name: given})
     assert str(refused.value).startswith("400 Parameter verification failed.\n" + name)
     assert said in str(refused.value)
 
