@@ -62,12 +62,16 @@ def upid(kind: str, vmid: int, pid: int, started: int, user: str) -> str:
 
 
 def start_ticks(pid: int) -> int:
-    """When a process started, in clock ticks since boot; 0 when there is no such process (or only its remains)."""
+    """When a process started, in clock ticks since boot; 0 when there is no such process.
+
+    A worker that ended counts until its pct has written how, and has collected it.
+    """
     try:
         words = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     except OSError:
         return 0
-    return 0 if words[0] == "Z" else int(words[19])
+    orphaned = words[0] == "Z" and words[1] == "1"
+    return 0 if orphaned else int(words[19])
 
 
 def is_running(task: Task) -> bool:

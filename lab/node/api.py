@@ -27,7 +27,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from node import access, active, certificate, endpoints, settings, tasks
+from node import access, active, certificate, routing, settings, tasks
+from node import endpoints_firewall as _firewall  # noqa: F401 - they register themselves
+from node import endpoints_lxc as _lxc  # noqa: F401
+from node import endpoints_node as _node  # noqa: F401
 from node.errors import ParameterError, PctError, Refusal
 from node.system import write_atomically
 
@@ -88,7 +91,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != "GET":
             _count_call(self.command, path)
         tasks.user = who.name
-        return endpoints.answer(who, self.command, path, parameters)
+        return routing.answer(who, self.command, path, parameters)
 
     def _send(self, status: int, reason: str, body: dict[str, Any]) -> None:
         text = json.dumps(body).encode()

@@ -74,13 +74,15 @@ def run_task(kind: str, vmid: int, work: Callable[[], None], *, keeps_rc: bool =
         _copy(output_read, log.write)
         with os.fdopen(verdict_read, "rb") as pipe:
             verdict = pipe.read().decode(errors="replace")
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        # not collected yet: until its last line is written, the worker counts as running
+        ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
         if not verdict:
-            verdict = f"error unexpected status (worker ended with {status})"
+            verdict = f"error unexpected status (worker ended with {ended.si_status if ended else 'nothing'})"
         word, text = verdict.partition(" ")[::2]
         endings = {"ok": "OK", "warnings": f"WARNINGS: {text}", "error": f"ERROR: {text}"}
         # one line, because its last line is what tells how a task ended
         log.write(f"TASK {endings[word]}".replace("\n", " ").encode() + b"\n")
+    os.waitpid(child, 0)
     active.refresh()
     for number, handler in previous.items():
         signal.signal(number, handler)

@@ -6,10 +6,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from typing import Any
 
 from node import runtime, schema, store
+from node.errors import PctError
+
+_TEXTS = frozenset({"name", "status", "type", "tags", "lock", "cpus"})
 
 
 def status(vmid: int) -> dict[str, str]:
@@ -36,3 +41,18 @@ def status(vmid: int) -> dict[str, str]:
         used = runtime.read_cgroup(vmid, "memory.current") or runtime.read_cgroup(vmid, "memory.usage_in_bytes")
         values["mem"] = used or "0"
     return values
+
+
+def numbers(vmid: int) -> dict[str, Any]:
+    """The same for the REST API, where numbers are numbers."""
+    values: dict[str, Any] = {k: text if k in _TEXTS else int(text) for k, text in status(vmid).items()}
+    return {**values, "cpus": float(values["cpus"]), "cpu": 0}
+
+
+def containers() -> list[dict[str, Any]]:
+    """All containers of the node, for the REST API."""
+    found = []
+    for vmid in store.all_ids():
+        with contextlib.suppress(PctError):  # gone since we looked
+            found.append(numbers(vmid))
+    return found
