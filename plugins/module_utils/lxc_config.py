@@ -16,10 +16,10 @@ import ipaddress
 import json
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Callable
 
-from ansible_collections.phoenix.hypervisor.plugins.module_utils import vllm_flat
+from ansible_collections.phoenix.hypervisor.plugins.module_utils import firewall, gpu, vllm_flat
 from ansible_collections.phoenix.hypervisor.plugins.module_utils.vllm_flat import Path, show_path
 
 # The role variables that a declaration gives (docs/architecture.md has a row for each).
@@ -32,9 +32,10 @@ ROLE_VARIABLES = (
     "container_disk_gb",
     "container_unprivileged",
     "container_config",
-    "container_devices",
+    "container_gpus",
     "container_mounts",
     "container_raw",
+    "container_firewall",
     "container_template",
     "container_snapshot",
     "vllm_stack_name",
@@ -479,6 +480,59 @@ def _absolute(value: Any, path: Path, findings: _Findings) -> str | None:
     )
 
 
+def _volume(value: Any, path: Path, findings: _Findings) -> dict[str, Any] | None:
+    """A volume, in the words of these files (C(pool), C(mount_point)) or in Proxmox's (C(storage), C(mp))."""
+    before = len(findings.problems)
+    keys = {
+        "name": _text(),
+        "pool": _storage,
+        "storage": _storage,
+        "size_gb": _whole(1, unit=", in GiB"),
+        "mount_point": _absolute,
+        "mp": _absolute,
+    }
+    volume = _object(keys)(value, path, findings)
+    if volume is None:
+        return None
+    for key, other in (("pool", "storage"), ("mount_point", "mp")):
+        if other in volume and volume.setdefault(key, volume[other]) != volume[other]:
+            findings.wrong((*path, other), volume[other], f"differs from {key}", "keep one of the two")
+    for names in (("mount_point", "mp"), ("size_gb",)):
+        if all(value.get(name) in (None, "") for name in names):
+            findings.wrong((*path, names[0]), _MISSING, "it is missing", "add it")
+    return volume if len(findings.problems) == before else None
+
+
+class _RulePlace:
+    """Where a rule is in the JSON. The checks are those of the module pct_firewall, before anything runs."""
+
+    def __init__(self, path: Path, findings: _Findings) -> None:
+        self.path, self.findings = path, findings
+
+    def wrong(self, key: str, fault: str, remedy: str) -> firewall.FirewallError:
+        key = "port" if key == "dport" else key
+        self.findings.wrong((*self.path, key), _MISSING, fault, remedy)
+        return firewall.FirewallError(fault)
+
+
+def _rule(value: Any, path: Path, findings: _Findings) -> dict[str, Any] | None:
+    """A rule of the firewall, in Proxmox's words; a macro's action, C(SSH(ACCEPT)), becomes C(macro) and C(action)."""
+    before = len(findings.problems)
+    keys = dict.fromkeys(("type", "action", "source", "dest", "proto", "port", "comment"), _text())
+    rule = _object(keys, needed=("type", "action"))(value, path, findings)
+    if rule is None or len(findings.problems) > before:
+        return None
+    if "port" in rule:
+        rule["dport"] = rule.pop("port")
+    for key in {"source", "dest", "dport"} & set(rule):
+        rule[key] = re.sub(r"\s*,\s*", ",", rule[key])
+    try:
+        checked = asdict(firewall._declared_rule(_RulePlace(path, findings), rule))
+    except firewall.FirewallError:
+        return None
+    return {key: checked[key] for key in checked if key != "enable" and checked[key]}
+
+
 def _argument(name: str, value: Any, path: Path, findings: _Findings) -> Any:
     """One argument of the model server, given in any form."""
     parser = _ARGUMENTS.get(name.lstrip("-").replace("-", "_"))
@@ -604,13 +658,8 @@ _KEYS: dict[str, Parser] = {
             needed=("type", "host_id", "container_id", "size"),
         )
     ),
-    "zfs_volumes": _list(
-        _object(
-            {"name": _text(), "pool": _text(), "size_gb": _whole(1, unit=", in GiB"), "mount_point": _absolute},
-            needed=("mount_point",),
-        )
-    ),
-    "volumes": _list(_anything),
+    "zfs_volumes": _list(_volume),
+    "volumes": _list(_volume),
     "mount_points": _list(
         _object(
             {
@@ -622,27 +671,7 @@ _KEYS: dict[str, Parser] = {
             needed=("host_path", "container_path"),
         )
     ),
-    "firewall": _object(
-        {
-            "enabled": _flag,
-            "rules": _list(
-                _object(
-                    {
-                        "type": _one_of("in", "out", "forward", "group"),
-                        "action": _text(),
-                        "source": _text(),
-                        "dest": _text(),
-                        "proto": _text(r"[A-Za-z0-9-]+", "a protocol", '"tcp" or the like'),
-                        "port": _text(
-                            r"[A-Za-z0-9-]+([:,][A-Za-z0-9-]+)*", "a port, a range or a list", '"8000" or "8000:8010"'
-                        ),
-                        "comment": _text(),
-                    },
-                    needed=("type", "action"),
-                )
-            ),
-        }
-    ),
+    "firewall": _object({"enabled": _flag, "rules": _list(_rule)}),
     "dependencies": _list(_ctid),
     "ports": _list(_anything),
     "health_check": _object(
@@ -681,6 +710,9 @@ def _entry(entry: dict[str, Any], findings: _Findings) -> dict[str, Any]:
         _check_id_maps(result["id_maps"], findings)
     _check_raw(result, findings)
     _check_mounts(result, findings)
+    _check_volumes(result, entry, findings)
+    _check_snapshots(result, findings)
+    _leave_gpus_to_the_assignment(result, findings)
     result["_engine_config"] = vllm_flat.engine_config(
         result, findings.wrong, lambda name, value, path: _argument(name, value, path, findings)
     )
@@ -733,7 +765,8 @@ def _check_raw(result: dict[str, Any], findings: _Findings) -> None:
 
 def _check_mounts(result: dict[str, Any], findings: _Findings) -> None:
     seen: dict[str, str] = {}
-    for key, member in (("mount_points", "container_path"), ("zfs_volumes", "mount_point")):
+    members = (("mount_points", "container_path"), ("zfs_volumes", "mount_point"), ("volumes", "mount_point"))
+    for key, member in members:
         for place, mount in enumerate(result.get(key, [])):
             where = mount.get(member)
             path = (key, place, member)
@@ -743,6 +776,37 @@ def _check_mounts(result: dict[str, Any], findings: _Findings) -> None:
                 findings.wrong(path, where, f"is mounted by {seen[where]} already", "keep one of the two")
             elif where:
                 seen[where] = show_path((key, place))
+
+
+def _check_volumes(result: dict[str, Any], entry: dict[str, Any], findings: _Findings) -> None:
+    if entry.get("storage_pool") not in (None, ""):
+        return
+    for key in ("zfs_volumes", "volumes"):
+        for place, volume in enumerate(result.get(key, [])):
+            if "pool" not in volume:
+                findings.wrong((key, place), _MISSING, "it names no storage", "add pool here, or storage_pool for all")
+
+
+def _check_snapshots(result: dict[str, Any], findings: _Findings) -> None:
+    for key in ("template_snapshot_name", "enable_lifecycle_snapshots"):
+        if result.get(key) and result.get("mount_points"):
+            fault = "Proxmox takes no snapshot of a container that has bind mounts (mount_points)"
+            findings.wrong((key,), _MISSING, fault, "remove one of the two, or put the data on a volume (zfs_volumes)")
+
+
+def _leave_gpus_to_the_assignment(result: dict[str, Any], findings: _Findings) -> None:
+    """Take out the raw lines that open GPUs: with C(gpu_assignment), exactly its GPUs can be opened."""
+    if "gpu_assignment" not in result or "lxc_options" not in result:
+        return
+    lines = [(key, value) for key, _colon, value in (line.partition(": ") for line in result["lxc_options"])]
+    opening = [f"{key}: {value}" for key, value in gpu.raw_lines_of(lines, None)]
+    if opening:
+        fault = "is left out: gpu_assignment says which GPUs it can open"
+        findings.note(("lxc_options",), opening, fault, "remove it from lxc_options")
+    result["lxc_options"] = [line for line in result["lxc_options"] if line not in opening]
+    for line in result["lxc_options"]:
+        if re.fullmatch(r"lxc\.cgroup2?\.devices\.allow: (a|[ac] \*:\*)( .*)?", line):
+            findings.note(("lxc_options",), line, "allows every device, all GPUs too", "name the devices that it needs")
 
 
 def _check_id_maps(id_maps: list[dict[str, Any]], findings: _Findings) -> None:
@@ -834,6 +898,7 @@ def examine(
             # A list's index is no part of the key's name.
             unknown.setdefault(show_path(tuple(step for step in path if isinstance(step, str))), []).append(ctid)
     problems += _check_references(entries, containers, nodes, file)
+    problems += _check_bind_mounts(entries, file)
     problems += _check_twice(entries, file)
     notes += [
         problem(file, (key,), "this key is not known", "it is kept in phoenix_settings")
@@ -903,6 +968,18 @@ def _check_references(
                     f"it {what}: {' → '.join([*circle, circle[0]])}",
                     "break the circle",
                 )
+
+
+def _check_bind_mounts(entries: dict[str, dict[str, Any]], file: str) -> Iterator[Problem]:
+    """Proxmox can't clone a container that has a bind mount."""
+    clones: dict[str, list[str]] = {}
+    for ctid, entry in entries.items():
+        clones.setdefault(str(entry.get("clone_from_ctid")), []).append(ctid)
+    for ctid, entry in entries.items():
+        if entry.get("mount_points") and ctid in clones:
+            fault = f"Proxmox can't clone bind mounts, and CTID {_some(clones[ctid])} is cloned from this container"
+            remedy = "declare the mount points in the clones instead"
+            yield Problem(file, ctid, ("mount_points",), _MISSING, fault, remedy)
 
 
 def _check_twice(entries: dict[str, dict[str, Any]], file: str) -> Iterator[Problem]:
@@ -1051,13 +1128,12 @@ def role_variables(ctid: str, entry: dict[str, Any], config: dict[str, Any]) -> 
     result["container_unprivileged"] = declared.get("unprivileged", True)
     result["container_config"] = _proxmox_config(declared)
     if "gpu_assignment" in declared:
-        result["container_devices"] = _devices(declared["gpu_assignment"])
-    if "mount_points" in declared:
-        result["container_mounts"] = [
-            {"source": mount["host_path"], "mp": mount["container_path"]} for mount in declared["mount_points"]
-        ]
-    if any(key in declared for key in ("lxc_options", "apparmor_profile", "id_maps")):
-        result["container_raw"] = _raw_lines(declared)
+        result["container_gpus"] = declared["gpu_assignment"]
+    # Said even where there are none, so that those of an earlier declaration are removed.
+    result["container_mounts"] = _mounts(declared)
+    result["container_raw"] = _raw_lines(declared)
+    if declared.get("firewall"):
+        result["container_firewall"] = declared["firewall"]
     if "is_template" in declared:
         result["container_template"] = declared["is_template"]
     if "template_snapshot_name" in declared:
@@ -1118,17 +1194,23 @@ def _proxmox_config(declared: dict[str, Any]) -> dict[str, Any]:
         servers += [server for server in network.get("nameservers", []) if server not in servers]
         interface = {"name": network.get("name", f"eth{place}")}
         interface.update((name, network[name]) for name in ("bridge", "ip", "gw", "hwaddr") if name in network)
+        if declared.get("firewall", {}).get("enabled"):
+            interface["firewall"] = 1  # Proxmox filters no other cards
         result[f"net{place}"] = {**interface, "type": network.get("type", "veth")}
     if servers:
         result["nameserver"] = " ".join(servers)
     return result
 
 
-def _devices(gpus: list[int]) -> list[dict[str, Any]]:
-    if not gpus:
-        return []
-    names = [f"nvidia{number}" for number in gpus] + ["nvidiactl", "nvidia-uvm", "nvidia-uvm-tools"]
-    return [{"path": f"/dev/{name}"} for name in names]
+def _mounts(declared: dict[str, Any]) -> list[dict[str, Any]]:
+    mounts = []
+    for mount in declared.get("mount_points", []):
+        owner = {key: mount[key] for key in ("owner_uid", "owner_gid") if key in mount}
+        mounts.append({"mp": mount["container_path"], "source": mount["host_path"], **owner})
+    for volume in declared.get("zfs_volumes", []) + declared.get("volumes", []):
+        storage = volume.get("pool") or declared["storage_pool"]
+        mounts.append({"mp": volume["mount_point"], "storage": storage, "size_gb": volume["size_gb"]})
+    return mounts
 
 
 def _raw_lines(declared: dict[str, Any]) -> list[str]:

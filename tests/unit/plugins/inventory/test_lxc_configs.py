@@ -469,7 +469,7 @@ def test_the_inventories_of_the_repository(name: str) -> None:
     assert "__ansible_unsafe" not in result.stdout
     hostvars = json.loads(result.stdout)["_meta"]["hostvars"]
     assert [host for host in hostvars if host.startswith("ctid_")] == [
-        f"ctid_{ctid}" for ctid in (900, 901, 920, 921, 950, 951)
+        f"ctid_{ctid}" for ctid in (900, 901, 910, 920, 921, 950, 951)
     ]
     assert hostvars["ctid_921"]["phoenix_lineage"] == [900, 901, 921]
     assert hostvars["ctid_921"]["container_address"] == "10.92.0.121"
@@ -480,7 +480,14 @@ def test_the_inventories_of_the_repository(name: str) -> None:
         assert all(variables["phoenix_lab"] for variables in hostvars.values())
         assert engine["ModelConfig"]["model"] == "/models/tiny-llama"
         assert "quantization" not in json.dumps(engine)
-        assert hostvars["ctid_921"]["container_devices"] == []
+        assert hostvars["ctid_921"]["container_gpus"] == []
+        assert {"mp": "/models", "source": "/var/lib/phoenix-lab/models"} in hostvars["ctid_910"]["container_mounts"]
     else:
         assert engine["CacheConfig"]["kv_cache_dtype"] == "fp8"
-        assert len(hostvars["ctid_921"]["container_devices"]) == 5
+        assert hostvars["ctid_921"]["container_gpus"] == [0, 1]
+        assert hostvars["ctid_910"]["container_mounts"] == [
+            {"mp": "/models", "source": "/tank/models", "owner_uid": 1000, "owner_gid": 1000},
+            {"mp": "/var/cache/huggingface", "storage": "local-zfs", "size_gb": 200},
+        ]
+        assert hostvars["ctid_910"]["container_config"]["net0"]["firewall"] == 1
+        assert [rule.get("dport") for rule in hostvars["ctid_910"]["container_firewall"]["rules"]] == ["22", None]

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+from dataclasses import asdict
 from typing import Any
 
 import pytest
-from ansible_collections.phoenix.hypervisor.plugins.module_utils import lxc_config
+from ansible_collections.phoenix.hypervisor.plugins.module_utils import firewall, lxc_config
 from ansible_collections.phoenix.hypervisor.plugins.module_utils.lxc_config import ConfigError
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -195,6 +197,61 @@ def test_all_problems_at_once() -> None:
     assert len(found) == 5
 
 
+WRONG_RULES: list[dict[str, Any]] = [
+    {"action": "ALLOW"},
+    {"action": "SSH"},
+    {"action": "SSH(ALLOW)"},
+    {"action": "SSH(ACCEPT"},
+    {"action": "(ACCEPT)"},
+    {"port": 8000},
+    *(
+        {"proto": "tcp", "port": port}
+        for port in (
+            "80;81",
+            65536,
+            "90:80",
+            "8000-8010",
+            "80,",
+            "80,,81",
+            ":80",
+            "80:",
+            "80 81",
+            True,
+            [80],
+            "1:2,1:2,1:2,1:2,1:2,1:2,1:2,1:2",
+        )
+    ),
+    {"proto": "esp", "port": 8},
+    {"proto": "t c p"},
+    *(
+        {"source": source}
+        for source in (
+            "10.92.0.300",
+            "10.92.0.0/33",
+            "10.0.0.5/24",
+            "10.0.0.9-10.0.0.1",
+            "10.0.0.1-fe80::1",
+            "10.0.0.1,10.0.0.5-10.0.0.9",
+            "10.0.0.1,fe80::1",
+            "!10.0.0.1",
+            "10.0.0.1,",
+            "any",
+            "+",
+            "+a b",
+            10,
+            [],
+        )
+    ),
+    {"source": "10.0.0.1", "dest": "fe80::1"},
+    {"comment": "a\nb"},
+]
+WRONG_GROUP_RULES: list[dict[str, Any]] = [
+    {"action": "web(ACCEPT)"},
+    {"action": "a" * 19},
+    {"action": "1web"},
+    {"action": "web", "port": 80},
+    {"action": "web", "source": "10.0.0.1"},
+]
 IN_ONE_LINE = ["a\nb", "a\x00b", [], {}, True, 1.5]
 WRONG = {
     "name": ["-a", "a-", "a_b", "a b", "ü", "a" * 64, "a.", "{{ x }}", *IN_ONE_LINE],
@@ -235,8 +292,22 @@ WRONG = {
     "apparmor_profile": IN_ONE_LINE,
     "apparmor_manages_nesting": ["x"],
     "id_maps": [{}, [{}], [1], [{"type": "x", "host_id": 1, "container_id": 1, "size": 1}]],
-    "zfs_volumes": [{}, [{}], [{"mount_point": "data"}], [{"mount_point": "/"}]],
-    "volumes": [{}],
+    "zfs_volumes": [
+        {},
+        [{}],
+        ["x"],
+        [{"mount_point": "data", "size_gb": 1, "pool": "tank"}],
+        [{"mount_point": "/", "size_gb": 1, "pool": "tank"}],
+        [{"mount_point": "/data", "pool": "tank"}],
+        [{"mount_point": "/data", "size_gb": "50G", "pool": "tank"}],
+        [{"mount_point": "/data", "size_gb": 0, "pool": "tank"}],
+        [{"mount_point": "/data", "size_gb": 1, "pool": "tank/data"}],
+        [{"mount_point": "/data", "size_gb": 1}],
+        [{"mount_point": "/data", "mp": "/other", "size_gb": 1, "pool": "tank"}],
+        [{"mount_point": "/data", "size_gb": 1, "pool": "tank", "storage": "local-zfs"}],
+        [{"mount_point": "/data", "size_gb": 1, "pool": "tank"}, {"mp": "/data/", "size_gb": 2, "pool": "tank"}],
+    ],
+    "volumes": [{}, [{}], [1], [{"mp": "/", "size_gb": 1, "pool": "tank"}], [{"mp": "/data", "size_gb": 1}]],
     "mount_points": [
         {},
         [{}],
@@ -254,7 +325,11 @@ WRONG = {
         {"rules": {}},
         {"rules": [{}]},
         {"rules": [{"type": "up", "action": "ACCEPT"}]},
-        {"rules": [{"type": "in", "action": "ACCEPT", "port": "80;81"}]},
+        {"rules": [{"action": "ACCEPT"}]},
+        {"rules": [{"type": "in"}]},
+        {"rules": [{"type": "forward", "action": "ACCEPT"}]},
+        *({"rules": [{"type": "group", **rule}]} for rule in WRONG_GROUP_RULES),
+        *({"rules": [{"type": "in", "action": "ACCEPT", **rule}]} for rule in WRONG_RULES),
     ],
     "dependencies": ["950", ["x"], [99], [{}]],
     "ports": [{}],
@@ -566,6 +641,8 @@ def test_a_silent_entry() -> None:
         "container_ostemplate": "",
         "container_unprivileged": True,
         "container_config": {},
+        "container_mounts": [],
+        "container_raw": [],
     }
 
 
@@ -627,11 +704,8 @@ def test_the_example_of_the_contract() -> None:
                 "type": "veth",
             },
         },
-        "container_devices": [
-            {"path": path}
-            for path in ("/dev/nvidia0", "/dev/nvidia1", "/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools")
-        ],
-        "container_mounts": [{"source": "/tank/models", "mp": "/models"}],
+        "container_gpus": [0, 1],
+        "container_mounts": [{"mp": "/models", "source": "/tank/models", "owner_uid": 1000}],
         "container_raw": [
             "lxc.cap.keep: a,b",
             "lxc.mount.entry: /a b none bind 0 0",
@@ -642,14 +716,21 @@ def test_the_example_of_the_contract() -> None:
     }
 
 
+# As the old system wrote them.
+GPU_LINES = [
+    "lxc.mount.entry=/dev/nvidia0 dev/nvidia0 none bind,optional,create=file",
+    "lxc.mount.entry=/dev/nvidia-uvm dev/nvidia-uvm none bind,optional,create=file",
+    "lxc.cgroup2.devices.allow=c 195:* rwm",
+    "lxc.cgroup2.devices.allow=c 243:* rwm",
+]
+
+
 @pytest.mark.parametrize(
     ("assignment", "numbers"),
-    [("none", None), ("None", None), ("0", [0]), (0, [0]), ("1,0", [0, 1]), ("0, 1", [0, 1]), ("0,0", [0])],
+    [("none", []), ("None", []), ("0", [0]), (0, [0]), ("1,0", [0, 1]), ("0, 1", [0, 1]), ("0,0", [0])],
 )
-def test_devices(assignment: Any, numbers: list[int] | None) -> None:
-    paths = [device["path"] for device in variables(gpu_assignment=assignment)["container_devices"]]
-    shared = ["/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"]
-    assert paths == ([] if numbers is None else [f"/dev/nvidia{number}" for number in numbers] + shared)
+def test_gpus(assignment: Any, numbers: list[int]) -> None:
+    assert variables(gpu_assignment=assignment)["container_gpus"] == numbers
 
 
 @pytest.mark.parametrize(
@@ -719,6 +800,235 @@ def test_a_template_has_no_snapshot() -> None:
     assert "container_snapshot" not in base
     clone = lxc_config.role_variables("921", data["lxc_configs"]["921"], data)
     assert clone["container_clone"] == {"vmid": 900}
+
+
+def test_fault_2_a_clone_has_the_gpus_that_it_was_given() -> None:
+    """Fault 2: a clone of a template that has GPUs 0 and 1 kept both, although it was given one."""
+    data = config(gpu_assignment="0")
+    data["lxc_configs"]["900"].update(gpu_assignment="0,1", lxc_options=GPU_LINES)
+    assert lxc_config.check(data, FILE) == []
+    for entry, gpus in (({"gpu_assignment": "0"}, [0]), ({"gpu_assignment": "none"}, []), ({}, None)):
+        declared = {"clone_from_ctid": "900", **entry}
+        result = lxc_config.role_variables("921", declared, data)
+        assert result.get("container_gpus") == gpus
+        assert result["container_raw"] == []  # said, so that the source's lines that come along are removed
+
+
+def test_fault_3_raw_lines_with_hard_coded_numbers_are_left_to_the_assignment() -> None:
+    """Fault 3: the device number of nvidia-uvm was hard-coded in raw lines; it differs by kernel and boot."""
+    data = config(gpu_assignment="0", lxc_options=[*GPU_LINES, "lxc.cap.drop=sys_time"])
+    assert variables(**data["lxc_configs"]["921"])["container_raw"] == ["lxc.cap.drop: sys_time"]
+    (note,) = notes(data)
+    assert note.startswith(f'{FILE}: CTID 921, key lxc_options: ["lxc.mount.entry: /dev/nvidia0 ')
+    assert note.endswith("is left out: gpu_assignment says which GPUs it can open; remove it from lxc_options.")
+
+
+def test_raw_lines_for_gpus_without_an_assignment_stay() -> None:
+    data = config(lxc_options=GPU_LINES)
+    assert variables(lxc_options=GPU_LINES)["container_raw"] == [line.replace("=", ": ", 1) for line in GPU_LINES]
+    assert notes(data) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "lxc.mount.entry: /dev/dri dev/dri none bind,optional,create=dir",
+        "lxc.cgroup2.devices.allow: c 226:0 rwm",
+        "lxc.cgroup2.devices.allow: c 243:0 rwm",
+        "lxc.cgroup2.devices.deny: c 195:* rwm",
+        "lxc.environment: NVIDIA_VISIBLE_DEVICES=all",
+    ],
+)
+def test_other_raw_lines_stay_beside_an_assignment(line: str) -> None:
+    data = config(gpu_assignment="none", lxc_options=[line])
+    assert variables(gpu_assignment="none", lxc_options=[line])["container_raw"] == [line]
+    assert notes(data) == []
+
+
+@pytest.mark.parametrize("what", ["a", "a *:* rwm", "c *:* rwm"])
+def test_a_raw_line_that_allows_every_device_is_noted(what: str) -> None:
+    line = f"lxc.cgroup2.devices.allow: {what}"
+    data = config(gpu_assignment="0", lxc_options=[line])
+    assert variables(gpu_assignment="0", lxc_options=[line])["container_raw"] == [line]
+    assert notes(data) == [
+        f'{FILE}: CTID 921, key lxc_options: "{line}" allows every device, all GPUs too; '
+        "name the devices that it needs."
+    ]
+
+
+def test_fault_1_a_volume_is_named_by_its_mount_point() -> None:
+    """Fault 1: every run added a 50 GB volume. What is declared is one volume for each mount point."""
+    declared = {
+        "storage_pool": "local-zfs",
+        "zfs_volumes": [
+            {"name": "models", "pool": "tank", "size_gb": "50", "mount_point": "/models/"},
+            {"size_gb": 8, "mount_point": "/data"},
+        ],
+        "volumes": [{"storage": "fast", "size_gb": 2, "mp": "/fast"}],
+        "mount_points": [
+            {"host_path": "/tank/a", "container_path": "/a", "owner_uid": "1000", "owner_gid": 0},
+            {"host_path": "/tank/b", "container_path": "/b"},
+        ],
+    }
+    assert variables(**declared)["container_mounts"] == [
+        {"mp": "/a", "source": "/tank/a", "owner_uid": 1000, "owner_gid": 0},
+        {"mp": "/b", "source": "/tank/b"},
+        {"mp": "/models", "storage": "tank", "size_gb": 50},
+        {"mp": "/data", "storage": "local-zfs", "size_gb": 8},
+        {"mp": "/fast", "storage": "fast", "size_gb": 2},
+    ]
+    twice = [{"mount_point": "/models", "size_gb": 50}] * 2
+    (sentence,) = sentences(storage_pool="local-zfs", zfs_volumes=twice)
+    assert "is mounted by zfs_volumes[0] already" in sentence
+
+
+@pytest.mark.parametrize(
+    ("volume", "said"),
+    [
+        ({"mount_point": "/data", "size_gb": 1}, "key zfs_volumes[0]: it names no storage; add pool here, or storage_"),
+        ({"mount_point": "/data", "pool": "tank"}, "key zfs_volumes[0].size_gb: it is missing; add it."),
+        ({"size_gb": 1, "pool": "tank"}, "key zfs_volumes[0].mount_point: it is missing; add it."),
+        (
+            {"mount_point": "/a", "mp": "/b", "size_gb": 1, "pool": "tank"},
+            'key zfs_volumes[0].mp: "/b" differs from mount_point; keep one of the two.',
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_volume(volume: dict[str, Any], said: str) -> None:
+    (sentence,) = sentences(zfs_volumes=[volume])
+    assert said in sentence
+
+
+def test_a_volume_and_a_bind_mount_at_the_same_place() -> None:
+    (sentence,) = sentences(
+        mount_points=[{"host_path": "/a", "container_path": "/data"}],
+        volumes=[{"mp": "/data/", "storage": "tank", "size_gb": 1}],
+    )
+    assert 'key volumes[0].mount_point: "/data" is mounted by mount_points[0] already' in sentence
+
+
+def test_a_clone_source_with_a_bind_mount() -> None:
+    data = config()
+    data["lxc_configs"]["900"]["mount_points"] = [{"host_path": "/tank", "container_path": "/tank"}]
+    data["lxc_configs"]["922"] = {"clone_from_ctid": 900}
+    assert [str(problem) for problem in lxc_config.check(data, FILE)] == [
+        f"{FILE}: CTID 900, key mount_points: Proxmox can't clone bind mounts, and CTID 921, 922 is cloned from this "
+        "container; declare the mount points in the clones instead."
+    ]
+    data["lxc_configs"]["900"]["mount_points"] = []
+    assert lxc_config.check(data, FILE) == []
+
+
+@pytest.mark.parametrize("key", ["template_snapshot_name", "enable_lifecycle_snapshots"])
+def test_snapshots_of_a_container_with_a_bind_mount(key: str) -> None:
+    mounts = [{"host_path": "/tank", "container_path": "/tank"}]
+    value = True if key.startswith("enable") else "ready"
+    assert sentences(**{key: value}, mount_points=mounts) == [
+        f"{FILE}: CTID 921, key {key}: Proxmox takes no snapshot of a container that has bind mounts (mount_points); "
+        "remove one of the two, or put the data on a volume (zfs_volumes)."
+    ]
+    volume = [{"mount_point": "/tank", "size_gb": 1, "pool": "tank"}]
+    assert sentences(**{key: value}, zfs_volumes=volume) == []
+    assert sentences(mount_points=mounts, enable_lifecycle_snapshots=False) == []
+
+
+def rules(*declared: dict[str, Any]) -> list[dict[str, Any]]:
+    return variables(firewall={"rules": list(declared)})["container_firewall"]["rules"]
+
+
+@pytest.mark.parametrize(
+    ("declared", "rule"),
+    [
+        ({"type": "IN", "action": "accept"}, {"type": "in", "action": "ACCEPT"}),
+        (
+            {
+                "type": "in",
+                "action": "ACCEPT",
+                "proto": "TCP",
+                "port": 8000,
+                "source": "10.92.0.0/24",
+                "comment": "API",
+            },
+            {
+                "type": "in",
+                "action": "ACCEPT",
+                "proto": "tcp",
+                "dport": "8000",
+                "source": "10.92.0.0/24",
+                "comment": "API",
+            },
+        ),
+        ({"type": "out", "action": "SSH(drop)"}, {"type": "out", "action": "DROP", "macro": "SSH"}),
+        ({"type": "group", "action": "web-servers"}, {"type": "group", "action": "web-servers"}),
+        ({"type": "in", "action": "DROP", "port": None, "dest": ""}, {"type": "in", "action": "DROP"}),
+    ],
+)
+def test_firewall_rules(declared: dict[str, Any], rule: dict[str, Any]) -> None:
+    assert rules(declared) == [rule]
+    (taken,) = firewall.declared_rules(921, [rule])
+    assert {key: value for key, value in asdict(taken).items() if key in rule} == rule
+
+
+@pytest.mark.parametrize(
+    ("written", "address"),
+    [
+        ("10.0.0.1", "10.0.0.1"),
+        (" 10.0.0.1, 10.1.0.0/16 ", "10.0.0.1,10.1.0.0/16"),
+        ("10.0.0.1-10.0.0.9", "10.0.0.1-10.0.0.9"),
+        ("10.0.0.5/32", "10.0.0.5/32"),
+        ("0.0.0.0/0", "0.0.0.0/0"),
+        ("fd00::/8,::1", "fd00::/8,::1"),
+        ("+office", "+office"),
+        ("+dc/office", "+dc/office"),
+        ("guest/office", "guest/office"),
+        ("office", "office"),
+    ],
+)
+def test_firewall_addresses(written: str, address: str) -> None:
+    (rule,) = rules({"type": "in", "action": "DROP", "source": written})
+    assert rule["source"] == address
+
+
+@pytest.mark.parametrize(
+    ("written", "port"),
+    [(8000, "8000"), ("8000:8010", "8000:8010"), ("80, 443,8000:8010", "80,443,8000:8010"), ("https", "https")],
+)
+@pytest.mark.parametrize("proto", ["tcp", "udp", 17, "sctp"])
+def test_firewall_ports(proto: Any, written: Any, port: str) -> None:
+    (rule,) = rules({"type": "in", "action": "DROP", "proto": proto, "port": written})
+    assert rule["dport"] == port
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ({"type": "forward", "action": "DROP"}, "rules[1].type: 'forward' is no type"),
+        ({"type": "in", "action": "ACCEPT", "proto": "tcp", "port": 80801}, "rules[1].port: '80801' is beyond"),
+        ({"type": "in", "action": "ACCEPT", "port": 80}, "rules[1].proto: missing"),
+        ({"type": "in", "action": "ACCEPT", "source": "10.0.0.300"}, "rules[1].source: '10.0.0.300' is no address"),
+        ({"type": "in"}, "rules[1].action: it is missing"),
+    ],
+)
+def test_what_is_wrong_with_a_rule(rule: dict[str, Any], said: str) -> None:
+    """The module's own checks of a rule, before anything runs; the place is that in the JSON."""
+    (sentence,) = sentences(firewall={"rules": [{"type": "in", "action": "DROP"}, rule]})
+    assert sentence.startswith(f"{FILE}: CTID 921, key firewall.{said}")
+    assert re.search("; (write|take|add) .*[.]$", sentence)
+
+
+def test_what_a_firewall_does_not_say_is_left_out() -> None:
+    assert "container_firewall" not in variables()
+    assert "container_firewall" not in variables(firewall={})
+    assert variables(firewall={"enabled": "false"})["container_firewall"] == {"enabled": False}
+    assert variables(firewall={"rules": []})["container_firewall"] == {"rules": []}
+
+
+@pytest.mark.parametrize(("enabled", "flag"), [(True, 1), ("1", 1), (False, None), (None, None)])
+def test_a_firewall_is_on_at_every_declared_card(enabled: Any, flag: int | None) -> None:
+    result = variables(firewall={"enabled": enabled}, network_config=NETWORK, secondary_network_config={"ip": "dhcp"})[
+        "container_config"
+    ]
+    assert [result[key].get("firewall") for key in ("net0", "net1")] == [flag, flag]
 
 
 def test_what_is_created_from_a_template_file() -> None:
