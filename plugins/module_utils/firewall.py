@@ -203,6 +203,8 @@ def parse_rule(line: str) -> Rule | None:
 
 def edit_text(text: str, plan: Plan) -> str:
     """A firewall file's content after a plan, everything else in it as it was."""
+    if not plan.steps:
+        return text
     lines = _lines_of(text)
     if lines and not lines[-1].endswith("\n"):
         lines[-1] += "\n"
