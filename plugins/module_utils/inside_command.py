@@ -15,7 +15,7 @@ NAME = "pct_exec"
 _NO_FOLDER = f"{NAME}: no such folder"
 _NO_FOLDER_RC = 125
 
-# Variables travel under another name: one such as LD_PRELOAD would have its effect on lxc-attach, on the node.
+# Variables travel under another name: LD_PRELOAD, for one, would have its effect on lxc-attach already, on the node.
 _TRAVELS_AS = "PHOENIX_PCT_VALUE_"
 
 _CHANGE_FOLDER = f'cd -- "$1" 2>/dev/null || {{ echo "{_NO_FOLDER}" >&2; exit {_NO_FOLDER_RC}; }}'
@@ -68,7 +68,6 @@ def command_line(params: Mapping, names: Sequence[str]) -> list[str]:
     """The command with its folder and its variables, for L(inside.run)."""
     lines = [_CHANGE_FOLDER, "shift"]
     for name in names:
-        # Not one by one on the command line: the shell's own variables must not change while it still needs them.
         lines.append(f'export {name}="${_TRAVELS_AS}{name}"; unset {_TRAVELS_AS}{name}')
     lines.append('exec "$@"')
     argv = params["argv"] or ["/bin/sh", "-c", params["cmd"]]
