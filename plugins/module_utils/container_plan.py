@@ -39,10 +39,12 @@ class Memory:
     """What earlier runs declared of a container, so that what is not declared any more can go.
 
     :ivar raw: raw lines as (key, value)
+    :ivar gpus: raw lines that were written for GPUs
     :ivar mounts: by path inside: the folder of the node, or the volume that was made for it
     """
 
     raw: tuple[RawLine, ...] = ()
+    gpus: tuple[RawLine, ...] = ()
     mounts: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -160,17 +162,19 @@ def plan(declared: Declared, actual: Container, source: Container | None = None,
     return Plan(tuple(steps), after, () if is_restarted or not after.running else tuple(restart))
 
 
-def to_remember(declared: Declared, actual: Container, memory: Memory) -> Memory:
-    """What the next run has to know of this declaration.
+def to_remember(declared: Declared, actual: Container, facts: Facts) -> Memory:
+    """What the next run has to know of this declaration; what it doesn't speak of stays remembered.
 
     :param actual: the container after this run
-    :param memory: what earlier runs declared; what this one doesn't speak of stays in it
     """
     if declared.state == "absent" or not actual.exists:
         return Memory()
-    raw, mounts = memory.raw, dict(memory.mounts)
+    memory = facts.memory
+    raw, gpus, mounts = memory.raw, memory.gpus, dict(memory.mounts)
     if declared.raw is not None:
         raw = tuple(_declared_raw(declared))
+    if declared.gpus is not None:
+        gpus = tuple(_assigned_lines(declared, facts))
     if declared.mounts is not None:
         there = _by_part("mp", "mp", actual.conf.main.values)
         paths = {str(mount["mp"]).rstrip("/") for mount in declared.mounts}
@@ -179,7 +183,17 @@ def to_remember(declared: Declared, actual: Container, memory: Memory) -> Memory
         for path, key in there.items():
             if path.rstrip("/") in paths:
                 mounts[path.rstrip("/")] = _volume(key, actual.conf.main.values[key])
-    return Memory(raw, mounts)
+    return Memory(raw, gpus, mounts)
+
+
+def to_remember_at_first(declared: Declared, facts: Facts) -> Memory:
+    """What has to be known of a run that is killed: that the lines which it may have written are ours."""
+    memory = facts.memory
+    raw = dict.fromkeys([*memory.raw, *_declared_raw(declared)])
+    gpus = dict.fromkeys([*memory.gpus, *_assigned_lines(declared, facts)])
+    binds = [mount for mount in declared.mounts or [] if mount.get("source")]
+    folders = {str(mount["mp"]).rstrip("/"): str(mount["source"]) for mount in binds}
+    return Memory(tuple(raw), tuple(gpus), {**memory.mounts, **folders})
 
 
 def _volume(key: str, value: str) -> str:
@@ -696,8 +710,8 @@ def _raw_changes(
     if declared.gpus is not None:
         devices = facts.nvidia_devices or {}
         gpu_lines = [line for line in gpu.raw_lines_of(current, devices) if line not in wanted]
-        by_numbers = facts.release < pct_keys.HAS_DEVICES and declared.gpus
-        assigned = gpu.as_raw(declared.gpus, devices) if by_numbers else []
+        gpu_lines += [line for line in current if line in facts.memory.gpus and line not in [*wanted, *gpu_lines]]
+        assigned = _assigned_lines(declared, facts)
         gone += [line for line in gpu_lines if line not in assigned]
     added: list[RawLine] = []
     for key in dict.fromkeys(line[0] for line in wanted):
@@ -709,6 +723,13 @@ def _raw_changes(
     if declared.gpus is not None:
         added += [line for line in assigned if line not in current or line in gone]
     return list(dict.fromkeys(gone)), added
+
+
+def _assigned_lines(declared: Declared, facts: Facts) -> list[RawLine]:
+    """The raw lines for the assigned GPUs on a Proxmox VE that has no C(devN)."""
+    if not declared.gpus or facts.release >= pct_keys.HAS_DEVICES:
+        return []
+    return gpu.as_raw(declared.gpus, facts.nvidia_devices or {})
 
 
 def _waiting_since_start(

@@ -255,7 +255,8 @@ def remembered(vmid: int) -> Memory:
     """What earlier runs declared of a container; nothing where they were not here."""
     try:
         data = json.loads(_text(f"{_MEMORY}/{vmid}.json"))
-        return Memory(tuple((str(key), str(value)) for key, value in data["raw"]), dict(data["mounts"]))
+        raw, gpus = (tuple((str(key), str(value)) for key, value in data[name]) for name in ("raw", "gpus"))
+        return Memory(raw, gpus, dict(data["mounts"]))
     except (ValueError, KeyError, TypeError):
         return Memory()
 
@@ -267,7 +268,7 @@ def remember(vmid: int, memory: Memory) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
         return
-    text = json.dumps({"raw": [list(line) for line in memory.raw], "mounts": dict(memory.mounts)}, sort_keys=True)
+    text = json.dumps({"raw": memory.raw, "gpus": memory.gpus, "mounts": dict(memory.mounts)}, sort_keys=True)
     if _text(path) == f"{text}\n":
         return
     os.makedirs(_MEMORY, exist_ok=True)

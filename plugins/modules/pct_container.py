@@ -287,6 +287,7 @@ from ansible_collections.phoenix.hypervisor.plugins.module_utils.container_plan 
     Step,
     plan,
     to_remember,
+    to_remember_at_first,
 )
 
 # How often a step is planned anew because somebody else changed the container in between.
@@ -329,12 +330,17 @@ class Run:
     def __init__(self, there: nodes.Node, declared: Declared, timeout: int, is_check: bool) -> None:
         self.there, self.declared, self.timeout, self.is_check = there, declared, timeout, is_check
         self.done: list[Step] = []
-        self.memory = node.remembered(declared.vmid) if there.is_local else Memory()
+        is_known = there.is_local and there.read(declared.vmid).exists
+        self.memory = node.remembered(declared.vmid) if is_known else Memory()
         self._release = there.release()
         self._storage_types = there.storage_types()
 
     def plan(self, actual: Container) -> Plan:
         """The plan for what is there now."""
+        return plan(self.declared, actual, *self._about(actual))
+
+    def _about(self, actual: Container) -> tuple[Container | None, Facts]:
+        """The clone source, where one is needed, and what the plan has to know of the node."""
         declared = self.declared
         source = None
         if declared.clone_vmid is not None and (not actual.exists or actual.is_half_made):
@@ -342,7 +348,7 @@ class Run:
             if not source.exists and self.is_check:
                 # An earlier task of the run would have made it.
                 source = Container(exists=True, text="unprivileged: 1\n" if declared.unprivileged else "")
-        return plan(declared, actual, source, self._facts(actual, source))
+        return source, self._facts(actual, source)
 
     def _facts(self, actual: Container, source: Container | None) -> Facts:
         busy = actual.is_half_made and bool(self.there.workers(self.declared.vmid))
@@ -367,6 +373,7 @@ class Run:
     def execute(self) -> Plan:
         """Plan, do the first step, look again, until there is nothing left to do. Gives the last plan."""
         again = 0
+        is_remembered = not self.there.is_local
         while True:
             actual = self.there.read(self.declared.vmid)
             if actual.lock == "create" and self.there.workers(self.declared.vmid):
@@ -375,6 +382,9 @@ class Run:
             planned = self.plan(actual)
             if not planned.steps:
                 return planned
+            if not is_remembered:
+                node.remember(self.declared.vmid, to_remember_at_first(self.declared, self._facts(actual, None)))
+                is_remembered = True
             step = planned.steps[0]
             if self.done and step == self.done[-1]:
                 raise ContainerError(
@@ -391,6 +401,11 @@ class Run:
             self.done.append(step)
             if step.name == "reboot" and self.declared.state == "restarted":
                 self.declared = _with_state(self.declared, "started")
+
+    def remember(self, after: Container) -> None:
+        """Keep what was declared, for the next run."""
+        if self.there.is_local:
+            node.remember(self.declared.vmid, to_remember(self.declared, after, self._facts(after, None)))
 
     def _do(self, step: Step, actual: Container) -> None:
         """Do one step, and make sure of its effect: some pct commands end with 0 although they failed.
@@ -572,8 +587,8 @@ def main() -> None:
         before = there.read(declared.vmid)
         first = run.plan(before) if module.check_mode else run.execute()
         after = first.after if module.check_mode else there.read(declared.vmid)
-        if there.is_local and not module.check_mode:
-            node.remember(declared.vmid, to_remember(declared, after, run.memory))
+        if not module.check_mode:
+            run.remember(after)
     except (PlanError, ContainerError, node.NodeError, ValueError, OSError) as error:
         where = f"CTID {declared.vmid}: " if isinstance(error, (ValueError, OSError)) else ""
         steps = [step.why for step in run.done] if run else []

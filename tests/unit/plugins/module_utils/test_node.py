@@ -5,10 +5,16 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from ansible_collections.phoenix.hypervisor.plugins.module_utils import node
+from ansible_collections.phoenix.hypervisor.plugins.module_utils.container_plan import Memory
 
 
 @pytest.fixture(autouse=True)
@@ -18,6 +24,14 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(node, "_CONFIGS", str(tmp_path / "lxc"))
     monkeypatch.setattr(node, "_STORAGES", str(tmp_path / "storage.cfg"))
     monkeypatch.setattr(node, "_LOG", str(tmp_path / "{vmid}.log"))
+    monkeypatch.setattr(node, "_RELEASE", str(tmp_path / "pvecfg.pm"))
+    monkeypatch.setattr(node, "_MEMORY", str(tmp_path / "memory"))
+    monkeypatch.setattr(node, "_STARTED_WITH", str(tmp_path / "{vmid}.config"))
+    monkeypatch.setattr(node, "_TASKS", str(tmp_path / "active"))
+    monkeypatch.setattr(node, "_LOCK", str(tmp_path / "{vmid}.lock"))
+    monkeypatch.setattr(node, "_DEV", str(tmp_path / "dev"))
+    monkeypatch.setattr(node, "_MAJORS", str(tmp_path / "devices"))
+    monkeypatch.setattr(node, "_SUBIDS", {"u": str(tmp_path / "subuid"), "g": str(tmp_path / "subgid")})
     monkeypatch.setattr(node, "running", set)
     return tmp_path
 
@@ -46,24 +60,145 @@ def test_read(folder, monkeypatch):
     assert node.read(100).running
 
 
-def test_write_replaces_in_place_and_keeps_mode_and_bytes(folder):
-    path = folder / "lxc" / "100.conf"
-    path.write_bytes(b"#caf\xe9\r\nmemory: 100000\n")
-    path.chmod(0o640)
-    inode = path.stat().st_ino
-    text = node.read(100).text
-    node.write(100, text.replace("100000", "1"), text)
-    assert path.read_bytes() == b"#caf\xe9\r\nmemory: 1\n"
-    assert (path.stat().st_ino, path.stat().st_mode & 0o777) == (inode, 0o640)
-    assert os.listdir(folder / "lxc") == ["100.conf"]
+def test_read_has_the_digest_and_what_lxc_was_started_with(folder, monkeypatch):
+    content = b"#caf\xe9\nmemory: 1\n"
+    (folder / "lxc" / "100.conf").write_bytes(content)
+    (folder / "100.config").write_text("lxc.uts.name = a\n")
+    assert node.read(100).digest == hashlib.sha1(content).hexdigest()
+    assert node.read(100).started_with is None
+    monkeypatch.setattr(node, "running", lambda: {100})
+    assert node.read(100).started_with == "lxc.uts.name = a\n"
 
 
-def test_write_does_not_undo_what_another_wrote(folder):
-    path = folder / "lxc" / "100.conf"
-    path.write_text("memory: 1\n")
-    with pytest.raises(node.NodeError, match="changed by somebody else"):
-        node.write(100, "memory: 3\n", "memory: 2\n")
-    assert path.read_text() == "memory: 1\n"
+class TestEditRaw:
+    def test_in_place_with_its_mode_and_bytes(self, folder):
+        path = folder / "lxc" / "100.conf"
+        path.write_bytes(b"#caf\xe9\r\nmemory: 1\nlxc.group: a long one\n")
+        path.chmod(0o640)
+        inode = path.stat().st_ino
+        node.edit_raw(100, node.read(100).digest, [("lxc.group", "a long one")], [("lxc.group", "b")], 1)
+        assert path.read_bytes() == b"#caf\xe9\r\nmemory: 1\nlxc.group: b\n"
+        assert (path.stat().st_ino, path.stat().st_mode & 0o777) == (inode, 0o640)
+        assert os.listdir(folder / "lxc") == ["100.conf"]
+
+    def test_what_another_wrote_is_not_overwritten(self, folder):
+        path = folder / "lxc" / "100.conf"
+        path.write_text("memory: 1\n")
+        digest = node.read(100).digest
+        path.write_text("memory: 2\n")
+        with pytest.raises(node.Changed, match="changed by somebody else"):
+            node.edit_raw(100, digest, [], [("lxc.group", "b")], 1)
+        assert path.read_text() == "memory: 2\n"
+
+    def test_a_lock_that_pct_holds_is_waited_for_and_its_holder_named(self, folder):
+        (folder / "lxc" / "100.conf").write_text("memory: 1\n")
+        script = (
+            "import fcntl, sys, time; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX); "
+            "print(flush=True); time.sleep(60)"
+        )
+        holder = subprocess.Popen([sys.executable, "-c", script, str(folder / "100.lock")], stdout=subprocess.PIPE)
+        try:
+            holder.stdout.readline()
+            with pytest.raises(node.NodeError, match=rf"CTID 100: its conf file is locked by process {holder.pid} "):
+                node.edit_raw(100, node.read(100).digest, [], [("lxc.group", "b")], 0.3)
+            assert node.flock_holder(100)
+        finally:
+            holder.kill()
+            holder.wait()
+        assert node.flock_holder(100) == ""
+        node.edit_raw(100, node.read(100).digest, [], [("lxc.group", "b")], 1)
+
+
+def test_a_turn_waits_for_the_other(folder, monkeypatch):
+    monkeypatch.setattr(node, "_TURN", str(folder / "turn-{vmid}"))
+    with node.turn(100, 1), open(folder / "turn-100", "a") as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with open(folder / "turn-100", "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+class TestWorkers:
+    def test_a_task_that_lives_is_named_and_one_that_ended_is_not(self, folder):
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        pid = os.getpid()
+        (folder / "active").write_text(
+            f"UPID:pve:{pid:08X}:{ticks:08X}:69200000:vzdump:100:root@pam: 0\n"
+            f"UPID:pve:{pid:08X}:{ticks + 1:08X}:69200000:vzclone:100:root@pam: 1 69200001 OK\n"
+            f"UPID:pve:{pid:08X}:{ticks:08X}:69200000:vzstart:101:root@pam: 0\n"
+            "\nnonsense\n"
+        )
+        found = node.workers(100)
+        assert len(found) == 1
+        assert found[0].startswith(f"the task vzdump of root@pam (process {pid}, since ")
+
+    def test_a_pct_call_is_named_without_its_options(self, folder):
+        script = folder / "pct"
+        script.write_text("#!/bin/sh\nread line\n")
+        script.chmod(0o755)
+        words = [[str(script), "clone", "100", "105", "--password", "secret"], [str(script), "enter", "100"]]
+        calls = [subprocess.Popen(argv, stdin=subprocess.PIPE) for argv in words]
+        try:
+            assert node.workers(100) == [f"`pct clone 100` (process {calls[0].pid})"]
+            assert node.workers(105) == [f"`pct clone 105` (process {calls[0].pid})"]
+            assert node.workers(10) == []
+        finally:
+            for call in calls:
+                call.communicate(b"\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "release"),
+    [
+        ("sub version {\n    return '8.4.1';\n}\n\nsub release {\n    return '8.4';\n}\n", (8, 4)),
+        ("sub release { return '7.4'; }", (7, 4)),
+        ("", (9, 1)),
+    ],
+)
+def test_release(folder, text, release):
+    (folder / "pvecfg.pm").write_text(text)
+    assert node.release() == release
+
+
+def test_root_subids(folder):
+    (folder / "subuid").write_text("root:100000:65536\nme:1:2\n0:1000:1\nroot:bad\n")
+    assert node.root_subids() == {"u": [(100000, 65536), (1000, 1)], "g": []}
+
+
+def test_nvidia_devices_have_the_drivers_number(folder, monkeypatch):
+    (folder / "dev" / "nvidia-caps").mkdir(parents=True)
+    for name, major, minor in (("nvidia0", 195, 0), ("nvidia-uvm", 243, 0), ("nvidia-caps/nvidia-cap1", 511, 1)):
+        os.mknod(folder / "dev" / name, 0o20666, os.makedev(major, minor))
+    (folder / "dev" / "nvidia.txt").touch()
+    (folder / "devices").write_text(
+        "Character devices:\n  1 mem\n195 nvidia-frontend\n508 nvidia-uvm\n511 nvidia-caps\n\nBlock devices:\n"
+    )
+    found = node.nvidia_devices()
+    assert {path: (device.major, device.minor, device.is_stale) for path, device in found.items()} == {
+        "/dev/nvidia0": (195, 0, False), "/dev/nvidia-uvm": (508, 0, True),
+        "/dev/nvidia-caps/nvidia-cap1": (511, 1, False),
+    }  # fmt: skip
+
+
+def test_owners(folder):
+    (folder / "x").touch()
+    assert node.owners([str(folder / "x"), str(folder / "none")]) == {
+        str(folder / "x"): (os.getuid(), os.getgid()), str(folder / "none"): None,
+    }  # fmt: skip
+
+
+def test_memory_is_kept_written_only_when_it_changes_and_forgotten(folder):
+    assert node.remembered(100) == Memory()
+    memory = Memory((("lxc.group", "caf\udce9"),), (("lxc.mount.entry", "/dev/nvidia0"),), {"/m": "/tank"})
+    node.remember(100, memory)
+    assert node.remembered(100) == memory
+    before = (folder / "memory" / "100.json").stat().st_ino
+    node.remember(100, memory)
+    assert (folder / "memory" / "100.json").stat().st_ino == before
+    node.remember(100, Memory())
+    assert os.listdir(folder / "memory") == []
+    node.remember(100, Memory())
+    (folder / "memory" / "100.json").write_text("[]")
+    assert node.remembered(100) == Memory()
 
 
 def test_storage_types(folder):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from ansible_collections.phoenix.hypervisor.plugins.module_utils import pct_conf
+from ansible_collections.phoenix.hypervisor.plugins.module_utils import pct_conf, pct_keys
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,9 +45,7 @@ SECTIONS = st.builds(
     pct_conf.Section,
     st.dictionaries(KEYS, WORDS),
     st.lists(st.tuples(RAW_KEYS, WORDS), max_size=4),
-    st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n")), max_size=3).map(
-        lambda lines: "".join(f"{line}\n" for line in lines)
-    ),
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=30).map(pct_conf.as_comments),
 )
 
 
@@ -85,8 +83,48 @@ def test_parse_takes_any_text(text):
 
 
 def test_render_is_what_proxmox_writes():
-    section = pct_conf.Section({"memory": "512", "arch": "amd64"}, [("lxc.b", "2"), ("lxc.a", "1")], "ü %\nx\n")
-    assert pct_conf.render(section) == "#%C3%BC %25\n#x\narch: amd64\nmemory: 512\nlxc.b: 2\nlxc.a: 1\n"
+    raw, comments = [("lxc.b", "2"), ("lxc.a", "1")], pct_conf.as_comments("ü: 50 %\n\nx\n\n")
+    section = pct_conf.Section({"memory": "512", "arch": "amd64"}, raw, comments)
+    assert pct_conf.render(section) == (
+        "#%C3%BC%3A 50 %\n#\n#x\narch: amd64\nmemory: 512\nlxc.b: 2\nlxc.a: 1\n"
+    )
+
+
+def test_a_description_is_read_back_as_proxmox_does():
+    """It doesn't encode its own escape sign: what looks like an escape is one when it is read."""
+    assert pct_conf.same("description", "a%41\n", "aA")
+    assert pct_conf.same("description", "ü: 50 % off", "ü: 50 % off\n\n")
+    assert not pct_conf.same("description", "a", "a\nb")
+    assert pct_conf.as_comments("") == pct_conf.as_comments("\n") == []
+
+
+# What Proxmox itself can have written: sections in its order, keys sorted, descriptions encoded.
+VALUES = st.text(st.characters(min_codepoint=32, max_codepoint=0x17F, exclude_categories=["Cc"]), min_size=1).map(
+    str.strip
+).filter(bool)
+ALL_KEYS = st.one_of(
+    st.sampled_from([name for name, key in pct_keys.KEYS.items() if key.highest is None and name != "description"]),
+    st.builds("{}{}".format, st.sampled_from(["net", "mp", "dev", "unused"]), st.integers(0, 255)),
+    st.sampled_from(["lock", "parent", "snaptime", "template", "unprivileged"]),
+)
+WRITTEN = st.builds(
+    lambda values, raw, description: pct_conf.render(pct_conf.Section(values, raw, pct_conf.as_comments(description))),
+    st.dictionaries(ALL_KEYS, VALUES, min_size=1),
+    st.lists(st.tuples(RAW_KEYS, VALUES), max_size=5),
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=40),
+)
+SNAPSHOTS = st.dictionaries(st.from_regex(r"[a-zA-Z][a-zA-Z0-9_-]{1,39}", fullmatch=True), WRITTEN, max_size=3)
+
+
+@given(WRITTEN, st.dictionaries(ALL_KEYS, VALUES), st.sets(ALL_KEYS), SNAPSHOTS)
+def test_every_file_of_proxmox_is_rendered_as_it_was(main, pending, deleted, snapshots):
+    """Parse and render is the identity, to the byte."""
+    waiting = {**pending, **({"delete": ",".join(sorted(deleted))} if deleted else {})}
+    text = main
+    if waiting:
+        text += "\n[pve:pending]\n" + "".join(f"{key}: {value}\n" for key, value in sorted(waiting.items()))
+    text += "".join(f"\n[{name}]\n{section}" for name, section in sorted(snapshots.items()))
+    assert pct_conf.render_conf(pct_conf.parse(text)) == text
 
 
 @given(SECTIONS, SECTIONS, st.dictionaries(KEYS, WORDS))
@@ -185,6 +223,10 @@ SAME = [
     ("mp0", "/a,mp=/b/", "/a,mp=/b"),
     ("mp0", "local:v,mp=/b,size=8G", "local:v,mp=/b"),
     ("dev0", "path=/dev/x", "/dev/x"),
+    ("dev0", "/dev/x,gid=0,uid=0,mode=0660,deny-write=0", "/dev/x"),
+    ("mp0", "/a,mp=/b,ro=0,backup=0,replicate=1", "/a,mp=/b"),
+    ("mp0", "/a,mp=/b,ro=yes", "/a,mp=/b,ro=1"),
+    ("net0", "name=eth0,link_down=0", "name=eth0"),
     ("startup", "5", "order=5"),
     ("tags", "B;a", "a,b"),
     ("tags", "a a", "a"),
@@ -203,7 +245,9 @@ DIFFERENT = [
     ("net0", "name=eth0,hwaddr=BC:24:11:00:00:01", "name=eth0"),
     ("mp0", "/a,mp=/b", "/a,mp=/b,ro=1"),
     ("mp0", "/a,mp=/b", "/c,mp=/b"),
-    ("dev0", "/dev/x", "/dev/x,mode=0660"),
+    ("dev0", "/dev/x", "/dev/x,mode=0666"),
+    ("dev0", "/dev/x", "/dev/x,gid=1"),
+    ("mp0", "/a,mp=/b,replicate=0", "/a,mp=/b"),
     ("tags", "a", "a;b"),
     ("cpulimit", "2", "2.5"),
     ("cpulimit", "2", "two"),
@@ -269,53 +313,50 @@ def test_a_raw_key_that_proxmox_would_drop_is_refused(key):
         pct_conf.split_raw(f"{key}: x")
 
 
-class TestReplaceRaw:
+class TestEditRaw:
     """Fault 4: lines appended to a conf with snapshots land in a snapshot's section."""
 
     def test_a_new_line_goes_above_the_first_section(self):
-        text = pct_conf.replace_raw(CONF, [("lxc.apparmor.profile", "unconfined")])
+        text = pct_conf.edit_raw(CONF, [], [("lxc.apparmor.profile", "unconfined")])
         assert text == CONF.replace("\n\n[pve:pending]", "\nlxc.apparmor.profile: unconfined\n\n[pve:pending]")
 
-    def test_a_changed_line_changes_in_the_main_section_only(self):
-        conf = pct_conf.parse(pct_conf.replace_raw(CONF, [("lxc.cap.keep", "c")]))
-        assert ("lxc.cap.keep", "c") in conf.main.raw
-        assert ("lxc.cap.keep", "a,b") not in conf.main.raw
-        assert conf.snapshots == pct_conf.parse(CONF).snapshots
+    def test_lines_go_from_the_main_section_only(self):
+        text = pct_conf.edit_raw(CONF + "lxc.cap.keep: a,b\n", [("lxc.cap.keep", "a,b")], [])
+        assert text == CONF.replace("lxc.cap.keep: a,b\n", "", 1) + "lxc.cap.keep: a,b\n"
 
-    def test_removed(self):
-        text = pct_conf.replace_raw(CONF, [], ["lxc.cap.keep", "lxc.mount.entry"])
-        assert text == CONF.replace("lxc.cap.keep: a,b\nlxc.mount.entry = /dev/x dev/x none bind 0 0\n", "")
+    def test_a_line_with_an_equals_sign_is_known(self):
+        text = pct_conf.edit_raw(CONF, [("lxc.mount.entry", "/dev/x dev/x none bind 0 0")], [])
+        assert text == CONF.replace("lxc.mount.entry = /dev/x dev/x none bind 0 0\n", "")
 
     def test_a_key_given_twice_has_both_lines_in_their_order(self):
         lines = [("lxc.cap.drop", "b"), ("lxc.cap.drop", "a")]
-        assert pct_conf.parse(pct_conf.replace_raw(CONF, lines)).main.raw[-2:] == lines
+        assert pct_conf.parse(pct_conf.edit_raw(CONF, [], lines)).main.raw[-2:] == lines
 
     @pytest.mark.parametrize("text", ["", "memory: 1", "memory: 1\n", "memory: 1\n\n", "\n\n[s]\nmemory: 2\n", "[s]\n"])
     def test_any_end(self, text):
-        conf = pct_conf.parse(pct_conf.replace_raw(text, [("lxc.cap.drop", "a")]))
+        conf = pct_conf.parse(pct_conf.edit_raw(text, [], [("lxc.cap.drop", "a")]))
         assert conf.main.raw == [("lxc.cap.drop", "a")]
         assert conf.main.values == pct_conf.parse(text).main.values
         assert conf.snapshots == pct_conf.parse(text).snapshots
 
     def test_bytes_that_are_no_utf_8_stay(self):
         text = b"#caf\xe9\r\nmemory: 1\x0b\x1c\nlxc.cap.drop: a\n\n[s]\n#\xff\n".decode("utf-8", "surrogateescape")
-        done = pct_conf.replace_raw(text, [("lxc.cap.drop", "b")]).encode("utf-8", "surrogateescape")
-        assert done == b"#caf\xe9\r\nmemory: 1\x0b\x1c\nlxc.cap.drop: b\n\n[s]\n#\xff\n"
+        done = pct_conf.edit_raw(text, [("lxc.cap.drop", "a")], [("lxc.cap.drop", "b")])
+        assert done.encode("utf-8", "surrogateescape") == (
+            b"#caf\xe9\r\nmemory: 1\x0b\x1c\nlxc.cap.drop: b\n\n[s]\n#\xff\n"
+        )
 
     @given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n"))), RAW_KEYS, WORDS)
     def test_all_other_lines_stay_to_the_byte(self, lines, key, value):
         text = "".join(f"{line}\n" for line in lines)
-        others = [line for line in pct_conf.replace_raw(text, [(key, value)]).split("\n") if line != f"{key}: {value}"]
-        kept = [line for line in text.split("\n") if line != f"{key}: {value}"]
-        assert [line for line in kept if not line.startswith(key)] == [
-            line for line in others if not line.startswith(key)
-        ]
+        others = [line for line in pct_conf.edit_raw(text, [(key, value)], []).split("\n") if line]
+        assert others == [line for line in lines if line and pct_conf.raw_of(line) != (key, value)]
 
     @given(SECTIONS, SECTIONS, st.lists(st.tuples(RAW_KEYS, WORDS), max_size=3))
-    def test_twice_is_as_once(self, main, snapshot, lines):
+    def test_what_was_put_in_can_be_taken_out(self, main, snapshot, lines):
         text = f"{pct_conf.render(main)}\n[snap]\n{pct_conf.render(snapshot)}"
-        once = pct_conf.replace_raw(text, lines)
-        assert pct_conf.replace_raw(once, lines) == once
-        conf = pct_conf.parse(once)
-        assert conf.snapshots["snap"] == snapshot
-        assert conf.main.values == main.values
+        lines = [line for line in lines if line not in main.raw]
+        there = pct_conf.edit_raw(text, [], lines)
+        assert pct_conf.parse(there).main.raw == main.raw + lines
+        assert pct_conf.parse(there).snapshots["snap"] == snapshot
+        assert pct_conf.edit_raw(there, lines, []) == text

@@ -11,9 +11,10 @@ import json
 import pytest
 from ansible.module_utils import basic
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.phoenix.hypervisor.plugins.module_utils import node, pct_conf, process
-from ansible_collections.phoenix.hypervisor.plugins.module_utils.container_plan import Container
+from ansible_collections.phoenix.hypervisor.plugins.module_utils import node, nodes, process
+from ansible_collections.phoenix.hypervisor.plugins.module_utils.container_plan import Memory
 from ansible_collections.phoenix.hypervisor.plugins.modules import pct_container
+from pve_model import PveModel
 
 SOURCE = """\
 dev0: /dev/a
@@ -29,91 +30,32 @@ lxc.cap.drop: sys_boot
 """
 
 
-class FakeNode:
-    """Conf files and running containers, changed by the pct commands that the module runs."""
+class FakeNode(PveModel):
+    """A node with a template, and what an earlier run remembered of its containers."""
 
     def __init__(self) -> None:
-        self.texts: dict[int, str] = {900: SOURCE}
-        self.running: set[int] = set()
-        self.calls: list[tuple[str, ...]] = []
-        # Answers that are given instead of doing a command, by the command, one each time.
-        self.answers: dict[str, list[process.Finished]] = {}
+        super().__init__()
+        self.texts[900] = SOURCE
+        self.memories: dict[int, Memory] = {}
 
-    def read(self, vmid: int) -> Container:
-        if vmid not in self.texts:
-            return Container()
-        return Container(exists=True, running=vmid in self.running, text=self.texts[vmid])
-
-    def write(self, vmid: int, text: str, expected: str) -> None:
-        assert self.texts[vmid] == expected
-        self.texts[vmid] = text
-
-    def run(self, argv, timeout=None) -> process.Finished:
-        argv = tuple(argv)
-        if argv[0] == "lxc-attach":
-            return process.Finished(argv, 0, "running\n", "")
-        self.calls.append(argv)
-        if self.answers.get(argv[1]):
-            return self.answers[argv[1]].pop(0)
-        getattr(self, argv[1])(int(argv[3] if argv[1] == "clone" else argv[2]), list(argv[3:]))
-        return process.Finished(argv, 0, "", "")
-
-    def create(self, vmid: int, words: list[str]) -> None:
-        self.texts[vmid] = "memory: 512\nrootfs: local:x,size=4G\n"
-        self.set(vmid, words[1:])
-
-    def clone(self, vmid: int, words: list[str]) -> None:
-        conf = pct_conf.parse(self.texts[900])
-        conf.main.values.pop("template", None)
-        self.texts[vmid] = pct_conf.render(conf.main)
-        if "--hostname" in words:
-            self.set(vmid, ["--hostname", words[words.index("--hostname") + 1]])
-
-    def set(self, vmid: int, words: list[str]) -> None:
-        conf = pct_conf.parse(self.texts[vmid])
-        for option, value in zip(words[::2], words[1::2]):
-            if option == "--delete":
-                for key in value.split(","):
-                    del conf.main.values[key]
-            elif option == "--rootfs":
-                conf.main.values["rootfs"] = f"{value.split(':')[0]}:vm-disk-0,size={value.split(':')[1]}G"
-            elif option == "--description":
-                conf.main.description = f"{value}\n"
-            else:
-                conf.main.values[option[2:]] = value
-        self.texts[vmid] = pct_conf.render_conf(conf)
-
-    def resize(self, vmid: int, words: list[str]) -> None:
-        assert words[0] == "rootfs"
-        self.texts[vmid] = self.texts[vmid].replace("size=8G", f"size={words[1]}")
-
-    def start(self, vmid: int, words: list[str]) -> None:
-        self.running.add(vmid)
-
-    def reboot(self, vmid: int, words: list[str]) -> None:
-        assert vmid in self.running
-
-    def shutdown(self, vmid: int, words: list[str]) -> None:
-        self.running.remove(vmid)
-
-    stop = shutdown
-
-    def template(self, vmid: int, words: list[str]) -> None:
-        self.set(vmid, ["--template", "1"])
-
-    def destroy(self, vmid: int, words: list[str]) -> None:
-        del self.texts[vmid]
+    def attach(self, argv, timeout=None) -> process.Finished:
+        assert argv[0] == "lxc-attach"
+        return process.Finished(tuple(argv), 0, "running\n", "")
 
 
 @pytest.fixture
 def fake(monkeypatch) -> FakeNode:
     it = FakeNode()
-    monkeypatch.setattr(node, "read", it.read)
-    monkeypatch.setattr(node, "write", it.write)
-    monkeypatch.setattr(node, "running", lambda: it.running)
-    monkeypatch.setattr(node, "storage_types", lambda: {"fast": "zfspool", "local": "dir"})
+    monkeypatch.setattr(nodes, "connect", lambda params: it)
+    monkeypatch.setattr(node, "edit_raw", it.edit_raw)
+    monkeypatch.setattr(node, "remembered", lambda vmid: it.memories.get(vmid, Memory()))
+    monkeypatch.setattr(node, "remember", it.memories.__setitem__)
+    monkeypatch.setattr(node, "nvidia_devices", dict)
+    monkeypatch.setattr(node, "root_subids", lambda: {"u": [(100000, 65536)], "g": [(100000, 65536)]})
+    monkeypatch.setattr(node, "owners", lambda paths: dict.fromkeys(paths, (0, 0)))
+    monkeypatch.setattr(node, "running", lambda: set(it.started))
     monkeypatch.setattr(node, "log", lambda vmid: b"")
-    monkeypatch.setattr(process, "run", it.run)
+    monkeypatch.setattr(process, "run", it.attach)
     monkeypatch.setattr(pct_container.time, "sleep", lambda seconds: None)
     return it
 
@@ -141,7 +83,11 @@ CASES = {
         "state": "started",
     },
     "create bare": {"ostemplate": "local:vztmpl/x", "raw": ["lxc.cap.drop: a"]},
-    "linked clone": {"clone": {"vmid": 900}, "config": {"hostname": "x", "memory": 7}, "devices": [{"path": "/dev/b"}]},
+    "linked clone": {
+        "clone": {"vmid": 900},
+        "config": {"hostname": "x", "memory": 70},
+        "devices": [{"path": "/dev/b"}],
+    },
     "full clone": {"clone": {"vmid": 900}, "storage": "local", "raw": ["lxc.cap.drop: a", "lxc.cap.drop: b"]},
     "clone that grows": {"clone": {"vmid": 900}, "disk_gb": 9, "state": "started"},
     "clone to template": {"clone": {"vmid": 900}, "state": "template", "mounts": [{"source": "/a", "mp": "/a"}]},
@@ -158,6 +104,7 @@ class TestNew:
         done = run(**options)
         assert shown["changed"] is done["changed"] is True
         assert (shown["commands"], shown["steps"], shown["status"]) == (done["commands"], done["steps"], done["status"])
+        assert shown["restart_required"] == done["restart_required"] == []
         assert [list(argv) for argv in fake.calls] == done["commands"]
 
     def test_a_second_run_does_nothing(self, fake, run, options):
@@ -172,8 +119,10 @@ class TestNew:
 @pytest.mark.parametrize(
     "options",
     [
-        {"config": {"memory": 7, "features": {"keyctl": 1, "nesting": 1}, "tags": "B,a", "description": "ä\n% x"}},
-        {"config": {"net0": {"ip": "10.0.0.1/8"}}, "delete": ["memory"]},
+        {"config": {"memory": 70, "features": {"keyctl": 1, "nesting": 1}, "tags": "B,a", "description": "ä\n% x"}},
+        {"config": {"net0": {"ip": "10.0.0.1/8"}}, "delete": ["swap"]},
+        {"config": {"hostname": "other", "features": {}}, "restart": "never"},
+        {"config": {"hostname": "other", "features": {}}, "raw": ["lxc.cap.drop: mknod"]},
         {"devices": [{"path": "/dev/b"}, {"path": "/dev/c", "mode": "0660"}]},
         {"mounts": [{"source": "/a", "mp": "/a", "ro": True}], "disk_gb": 20},
         {"raw": ["lxc.cap.drop = x"], "state": "started"},
@@ -184,7 +133,8 @@ class TestNew:
 @pytest.mark.parametrize("is_running", [True, False])
 def test_a_change_is_shown_done_and_not_done_again(fake, run, options, is_running):
     fake.texts[700] = SOURCE.replace("template: 1\n", "")
-    fake.running = {700} if is_running else set()
+    if is_running:
+        fake._start(700, (), {})
     shown = run(check=True, **options)
     done = run(**options)
     assert {**shown, "invocation": None} == {**done, "invocation": None}
@@ -196,18 +146,52 @@ def failed(argv: str, stderr: str) -> process.Finished:
 
 
 class TestFailures:
-    def test_a_source_that_another_clone_locks_is_waited_for(self, fake, run):
-        fake.answers["clone"] = [failed("clone 900 700", "CT is locked (disk)")] * 3
-        assert run(clone={"vmid": 900})["changed"]
-        assert [argv[1] for argv in fake.calls] == ["clone"] * 4
+    def test_somebody_elses_change_is_planned_again_and_not_overwritten(self, fake, run, monkeypatch):
+        fake.texts[700] = SOURCE.replace("template: 1\n", "")
+        do = fake.run
+        other_writer = iter(["cores: 3\n", "swap: 7\n"])
 
-    def test_a_source_that_stays_locked(self, fake, run, monkeypatch):
-        clock = iter(range(0, 10_000, 100))
-        monkeypatch.setattr(pct_container.time, "monotonic", lambda: next(clock))
-        fake.answers["clone"] = [failed("clone 900 700", "CT is locked (disk)")] * 50
-        result = run(clone={"vmid": 900}, timeout=300)
-        assert result["failed"]
-        assert "pct unlock" in result["msg"]
+        def run_after_another(command, timeout=0, digest=""):
+            fake.texts[700] = next(other_writer, "") + fake.texts[700]
+            return do(command, timeout, digest)
+
+        monkeypatch.setattr(fake, "run", run_after_another)
+        done = run(config={"memory": 70, "cores": 2})
+        assert done["commands"] == [["pct", "set", "700", "--cores", "2", "--memory", "70"]]
+        assert fake.read(700).conf.main.values["swap"] == "7"
+        assert len(fake.calls) == 3
+
+    def test_somebody_who_never_stops_changing_it(self, fake, run, monkeypatch):
+        fake.texts[700] = SOURCE.replace("template: 1\n", "")
+        fake.answers["set"] = [failed("set 700", "detected modified configuration - file changed by other user?")] * 99
+        result = run(config={"memory": 70})
+        assert "detected modified configuration" in result["msg"]
+        assert len(fake.calls) < 20
+
+    def test_a_step_that_has_no_effect_is_not_done_for_ever(self, fake, run, monkeypatch):
+        fake.texts[700] = SOURCE.replace("template: 1\n", "")
+        fake.answers["set"] = [process.Finished(("pct", "set"), 0, "", "")] * 99
+        assert "was done, and is to be done again" in run(config={"memory": 70})["msg"]
+
+    def test_what_it_wrote_is_remembered_and_goes_when_it_is_declared_no_more(self, fake, run):
+        fake.texts[700] = SOURCE.replace("template: 1\n", "lxc.group: by hand\n")
+        run(raw=["lxc.cap.keep: chown"], mounts=[{"source": "/tank", "mp": "/m"}])
+        assert fake.memories[700] == Memory((("lxc.cap.keep", "chown"),), (), {"/m": "/tank"})
+        done = run(raw=[], mounts=[])
+        assert done["steps"] == ["mp0: /tank,mp=/m → nothing", "raw lines: lxc.cap.keep: chown → nothing"]
+        assert "lxc.group: by hand" in fake.texts[700]
+        assert fake.memories[700] == Memory()
+
+    def test_a_run_that_is_killed_has_said_what_it_would_write(self, fake, run, monkeypatch):
+        fake.texts[700] = SOURCE.replace("template: 1\n", "")
+
+        def killed(*arguments) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(node, "edit_raw", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(raw=["lxc.cap.keep: chown"])
+        assert fake.memories[700].raw == (("lxc.cap.keep", "chown"),)
 
     @pytest.mark.parametrize(
         ("command", "options"),
@@ -236,9 +220,7 @@ class TestFailures:
 
     def test_a_container_that_stops_while_it_boots(self, fake, run, monkeypatch):
         def attach(argv, timeout=None):
-            if argv[0] != "lxc-attach":
-                return fake.run(argv, timeout)
-            fake.running.clear()
+            fake.started.clear()
             return process.Finished(tuple(argv), 1, "", "")
 
         monkeypatch.setattr(process, "run", attach)
@@ -253,6 +235,9 @@ class TestFailures:
             ({"clone": {"vmid": 900}, "disk_gb": 7}, "never shrinks"),
             ({"clone": {"vmid": 900}, "config": {"net0": "eth0"}}, "CTID 700: net0: 'eth0'"),
             ({"clone": {"vmid": 900}, "raw": ["x"]}, "correct lxc_options"),
+            ({"clone": {"vmid": 900}, "config": {"memry": 1}}, "did you mean memory?"),
+            ({"clone": {"vmid": 900}, "gpus": [0]}, "the node has no /dev/nvidia0"),
+            ({"clone": {"vmid": 900}, "raw": ["lxc.idmap: u 0 0 1"]}, "add root:0:1 to /etc/subuid"),
         ],
     )
     def test_what_can_not_be_is_said_before_anything_changes(self, fake, run, options, words):
