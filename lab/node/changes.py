@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from node import conf as conf_format
 from node import guest, release, runtime, schema, settings, storage, store
 from node.conf import Conf, Section
-from node.errors import ParameterError, PctError, UsageError
+from node.errors import ParameterError, PctError
 from node.schema import MOUNT, NET, ROOTFS, PropertyString
 
 NEW_VOLUME = re.compile(r"([^:/\s]+):(\d+(?:\.\d+)?)")
@@ -154,7 +154,7 @@ def apply_pending(vmid: int, conf: Conf) -> None:
 def update(vmid: int, params: dict[str, str], delete: list[str], revert: list[str], digest: str) -> None:
     """``pct set``. All is checked before anything changes."""
     if not params and not delete and not revert:
-        raise UsageError("no options specified")
+        raise PctError("no options specified")
     with store.flocked(vmid):
         check_digest(vmid, digest)
         conf = store.load(vmid)

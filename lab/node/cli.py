@@ -223,8 +223,7 @@ def _vmid(text: str, name: str = "vmid") -> int:
     if not text.isdigit():
         raise ParameterError({name: f"type check ('integer') failed - got '{text}'"})
     if not 100 <= int(text) <= 999999999:
-        bound = "minimum value of 100" if int(text) < 100 else "maximum value of 999999999"
-        raise ParameterError({name: f"invalid format - value must have a {bound}"})
+        raise ParameterError({name: schema.NO_VMID})
     return int(text)
 
 

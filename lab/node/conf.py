@@ -29,6 +29,12 @@ _RAW_ALLOWED = re.compile(
 )
 
 
+_RAW_REFUSED = {
+    "lxc.rootfs.path": "is auto generated from rootfs",
+    "lxc.rootfs.options": 'is not supported, please use mount point options in the "rootfs" key',
+}
+
+
 @dataclass
 class Section:
     """One set of options: the active one or a snapshot's."""
@@ -95,6 +101,9 @@ def parse(text: str, vmid: int | str = "") -> Conf:
         raw = _RAW.match(line)
         if raw and section is not None and raw_key_allowed(raw[1]):
             section.raw.append((raw[1], raw[2]))
+            continue
+        if raw and raw[1] in _RAW_REFUSED:
+            conf.warnings.append(f"vm {vmid} - {raw[1]}: {raw[1]} {_RAW_REFUSED[raw[1]]}")
             continue
         option = _OPTION.match(line)
         if raw or not option or not option[2]:

@@ -44,7 +44,7 @@ def _index(ask: Ask) -> Any:
 def _create(ask: Ask) -> Any:
     vmid = ask.number("vmid", 0)
     if not 100 <= vmid <= 999999999:
-        raise ParameterError({"vmid": "value must have a minimum value of 100"})
+        raise ParameterError({"vmid": schema.NO_VMID})
     access.check(ask.who, f"/vms/{vmid}", "VM.Allocate")
     own = {name: text for name, text in ask.given.items() if schema.validator(name) is None}
     new = schema.checked_config(ask.given)

@@ -200,8 +200,6 @@ def template(vmid: int) -> int:
         with store.flocked(vmid):
             conf = store.load(vmid)
             mounts = runtime.mount_points(conf.active)
-            conf.active.options["template"] = "1"
-            store.save(vmid, conf)
             for key in ["rootfs", *mounts]:
                 form = ROOTFS if key == "rootfs" else MOUNT
                 properties = form.parse(conf.active.options[key])
@@ -209,7 +207,9 @@ def template(vmid: int) -> int:
                     continue
                 properties["volume"] = str(storage.make_base(storage.volume(properties["volume"])))
                 conf.active.options[key] = form.render(properties)
-                store.save(vmid, conf)
+            store.save(vmid, conf)
+            conf.active.options["template"] = "1"
+            store.save(vmid, conf)
 
     return tasks.run_task("vztemplate", vmid, work, keeps_rc=False)
 

@@ -107,8 +107,7 @@ def _check(place: Endpoint, ask: Ask) -> None:
     wrong = {}
     vmid = ask.path.get("vmid")
     if vmid is not None and not (vmid.isdigit() and 100 <= int(vmid) <= 999999999):
-        kind = "value does not look like a valid VM ID" if vmid.isdigit() else "type check ('integer') failed"
-        wrong["vmid"] = kind if vmid.isdigit() else f"{kind} - got '{vmid}'"
+        wrong["vmid"] = schema.NO_VMID if vmid.isdigit() else f"type check ('integer') failed - got '{vmid}'"
     for name in ask.given:
         known = name in (*place.takes, *place.needs) or (place.takes_config and schema.validator(name))
         if not known:

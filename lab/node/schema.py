@@ -16,7 +16,7 @@ import secrets
 from typing import Callable
 
 from node import release
-from node.errors import ParameterError
+from node.errors import ParameterError, PctError
 
 Validator = Callable[[str], str]
 Properties = dict[str, str]
@@ -169,6 +169,7 @@ def _address(family: int) -> Validator:
     return check
 
 
+NO_VMID = "invalid format - value does not look like a valid VM ID"
 NO_SUCH_PROPERTY = "property is not defined in schema and the schema does not allow additional properties"
 
 
@@ -398,12 +399,16 @@ def with_hwaddr(net: Properties) -> Properties:
 
 def id_map(raw: list[tuple[str, str]], unprivileged: bool, start: int, count: int) -> list[tuple[str, int, int, int]]:
     """(kind, first id inside, first id outside, count): the raw ``lxc.idmap`` lines, or the default map."""
-    if not unprivileged:
-        return []
-    lines = [value.split() for key, value in raw if key == "lxc.idmap"]
+    lines = [value for key, value in raw if key == "lxc.idmap"]
     if not lines:
-        return [("u", 0, start, count), ("g", 0, start, count)]
-    return [(words[0], int(words[1]), int(words[2]), int(words[3])) for words in lines]
+        return [("u", 0, start, count), ("g", 0, start, count)] if unprivileged else []
+    found = []
+    for line in lines:
+        match = re.fullmatch(r"([ug])\s+(\d+)\s+(\d+)\s+(\d+)", line)
+        if not match:
+            raise PctError(f"failed to parse idmap: {line}")
+        found.append((match[1], int(match[2]), int(match[3]), int(match[4])))
+    return found
 
 
 def to_host(id_maps: list[tuple[str, int, int, int]], kind: str, number_inside: int) -> int:
