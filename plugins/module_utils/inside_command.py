@@ -66,7 +66,7 @@ def variables(environment: Mapping) -> dict[str, str]:
 
 def command_line(params: Mapping, names: Sequence[str]) -> list[str]:
     """The command with its folder and its variables, for L(inside.run)."""
-    lines = [_CHANGE_FOLDER, "shift"]
+    lines = [_CHANGE_FOLDER, "unset OLDPWD", "shift"]
     for name in names:
         lines.append(f'export {name}="${_TRAVELS_AS}{name}"; unset {_TRAVELS_AS}{name}')
     lines.append('exec "$@"')

@@ -82,56 +82,31 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-src:
-  description: The path inside.
-  returned: success
-  type: str
-  sample: /etc/step-ca/certs/root_ca.crt
-dest:
-  description: The path on the node.
-  returned: success
-  type: str
-  sample: /usr/local/share/ca-certificates/phoenix.crt
 checksum:
   description: SHA-256 of the content.
   returned: success
   type: str
   sample: "98ea6e4f216f2fb4b69fff9b3a44842c38686ca685f3f55dc48c5d3fb1107be4"
 size:
-  description: Size of the file on the node in bytes.
-  returned: success, but when check mode would create it
+  description: Size of the content in bytes.
+  returned: success
   type: int
   sample: 3
 uid:
   description: Number of the owner on the node.
-  returned: success, but when check mode would create it
+  returned: success, but when check mode would create the file
   type: int
   sample: 0
 gid:
   description: Number of the group on the node.
-  returned: success, but when check mode would create it
+  returned: success, but when check mode would create the file
   type: int
   sample: 0
-owner:
-  description: Name of the owner on the node.
-  returned: success, but when check mode would create it
-  type: str
-  sample: root
-group:
-  description: Name of the group on the node.
-  returned: success, but when check mode would create it
-  type: str
-  sample: root
 mode:
   description: The mode in octal digits.
-  returned: success, but when check mode would create it
+  returned: success, but when check mode would create the file
   type: str
   sample: "0644"
-state:
-  description: Always V(file).
-  returned: success, but when check mode would create it
-  type: str
-  sample: file
 """
 
 import hashlib
@@ -257,7 +232,17 @@ def pull(module: AnsibleModule) -> dict:
         header = f"{dest} (owner, group, mode)"
         sides = {side: _text(attributes_diff[side]) for side in ("before", "after")}
         diffs.append({**sides, "before_header": header, "after_header": header})
-    return dict(changed=changed, src=params["src"], dest=dest, checksum=found.sha256, diff=diffs)
+    # Not with "dest": Ansible would look up what is there by a name in which it expands dollar signs.
+    return dict(changed=changed, checksum=found.sha256, size=found.size, diff=diffs, **attributes_of(dest))
+
+
+def attributes_of(dest: str) -> dict:
+    """Owner, group and mode of a file of the node, if it is there."""
+    try:
+        status = os.lstat(dest)
+    except FileNotFoundError:
+        return {}
+    return dict(uid=status.st_uid, gid=status.st_gid, mode=f"{stat.S_IMODE(status.st_mode):04o}")
 
 
 def _text(attributes_diff: dict) -> str:
