@@ -246,6 +246,8 @@ class FileWay:
                 return file.read()
         except FileNotFoundError:
             return ""
+        except OSError as error:
+            raise FirewallError(f"{self._path} can't be read: {error.strerror}; run as root, on the node") from None
 
 
 @dataclass(frozen=True)
@@ -348,7 +350,7 @@ class ApiWay:
         return [firewall.from_api(entry) for entry in entries]
 
     def _get(self, path: str) -> object:
-        return self._there._get(f"{self._base}/{path}")
+        return self._there._get(self._there._below(f"{self._base}/{path}"))
 
     def _write(self, method: str, path: str, parameters: Mapping, digest: str) -> None:
         request = _Request(method, f"{self._base}/{path}", parameters)
@@ -396,12 +398,14 @@ def warnings(vmid: int, declared: Declared, container: Container, actual: Conten
     """What keeps the rules from having an effect, or isn't one of them."""
     found = []
     nets = {key: value for key, value in pct_conf.with_pending(container.conf).values.items() if key.startswith("net")}
-    is_at_one = any(pct_conf.split_property(key, value).get("firewall") == "1" for key, value in nets.items())
+    parts = {key: pct_conf.split_property(key, value) for key, value in sorted(nets.items())}
+    is_at_one = any(part.get("firewall") == "1" for part in parts.values())
     if declared.options.get("enable") == "1" and container.exists and not is_at_one:
-        key, value = next(iter(sorted(nets.items())), ("net0", "name=eth0,bridge=vmbr0"))
+        key, part = next(iter(parts.items()), ("net0", {"name": "eth0", "bridge": "vmbr0"}))
+        net = pct_conf.join_property(key, {**part, "firewall": "1"})
         found.append(
             f"CTID {vmid}: the firewall is enabled, but at none of its network interfaces, so no rule has an effect; "
-            f"add firewall=1 there: pct set {vmid} --{key} {value},firewall=1"
+            f"switch it on there: pct set {vmid} --{key} {net}"
         )
     found += [f"CTID {vmid}: Proxmox doesn't understand this line of its firewall: {line}" for line in actual.strange]
     return found
