@@ -193,6 +193,14 @@ def settled(there: nodes.Node, declared: Declared, timeout: float) -> tuple[Cont
     return container, plan_for(there, declared, container)
 
 
+def refuse_missing(declared: Declared, container: Container) -> None:
+    """:raises SnapshotError: for a container that doesn't exist"""
+    if not container.exists:
+        raise SnapshotError(
+            f"CTID {declared.vmid} does not exist on this node, so it has no snapshots; correct vmid or node"
+        )
+
+
 def execute(there: nodes.Node, step: Step, timeout: float) -> None:
     """Do one step, and make sure of its effect.
 
@@ -242,14 +250,13 @@ def main() -> None:
         snapshot_plan.check(declared)
         there = nodes.connect(module.params)
         before = there.read(declared.vmid)
-        if not before.exists and not (module.check_mode and declared.state != "rollback"):
-            module.fail_json(
-                msg=f"CTID {declared.vmid} does not exist on this node, so it has no snapshots; correct vmid or node",
-                steps=[],
-            )
+        # What an earlier task of a check-mode run would have made has no snapshots to go back to.
+        if not module.check_mode or declared.state == "rollback":
+            refuse_missing(declared, before)
         planned = plan_for(there, declared, before)
         if planned.steps and not module.check_mode:
             before, planned = settled(there, declared, timeout)
+            refuse_missing(declared, before)
             for step in planned.steps:
                 execute(there, step, timeout)
                 done.append(step)
