@@ -86,7 +86,7 @@ def status_in_log(task: Task) -> str:
     except FileNotFoundError:
         return "unable to open file"
     last = lines[-1] if lines else ""
-    match = re.fullmatch(r"TASK (OK|WARNINGS: \d+|ERROR: (.*))", last)
+    match = re.search(r"TASK (OK|WARNINGS: \d+|ERROR: (.*))$", last)  # may follow a word without its line end
     if not match:
         return "unexpected status"
     return match[2] if match[2] is not None else match[1]

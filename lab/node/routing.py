@@ -145,7 +145,7 @@ def in_background(work: Callable[[], object]) -> str:
     os.close(writer)
     os.waitpid(middle, 0)
     with os.fdopen(reader) as pipe:
-        text = pipe.read()
+        text = pipe.readline()  # one line, not to the end: the task's worker has the other end too
     if not text:
         raise PctError("the task did not begin; the lab's API log says why")
     said = json.loads(text)
@@ -169,7 +169,7 @@ def _behind(work: Callable[[], object], writer: int) -> None:
     os.dup2(nowhere, 1)
 
     def tell(said: dict[str, Any]) -> None:
-        os.write(writer, json.dumps(said).encode())
+        os.write(writer, json.dumps(said).encode() + b"\n")
         os.close(writer)
 
     tasks.announce = lambda upid: tell({"upid": upid})

@@ -126,7 +126,7 @@ def above_sections(line: str) -> Callable[[str], str]:
 
 @contextlib.contextmanager
 def flocked(vmid: int, seconds: str) -> Iterator[None]:
-    with subprocess.Popen(["flock", f"/run/lock/lxc/pve-config-{vmid}.lock", "sleep", seconds]) as holder:
+    with subprocess.Popen(["flock", "-F", f"/run/lock/lxc/pve-config-{vmid}.lock", "sleep", seconds]) as holder:
         time.sleep(0.3)
         try:
             yield
