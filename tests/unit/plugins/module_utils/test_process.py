@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 
@@ -83,3 +84,87 @@ def test_words_are_handed_on_as_they_are():
 def test_home_is_the_callers(monkeypatch, home):
     monkeypatch.setitem(os.environ, "HOME", home)
     assert shell("echo $HOME").stdout == f"{home}\n"
+
+
+class TestStandardInput:
+    def test_it_is_fed_piece_by_piece(self):
+        assert (
+            process.run(["cat"], stdin=iter([b"a", b"", b"\xc3\xa4\n", b"x" * 300_000])).stdout
+            == "aä\n" + "x" * 300_000
+        )
+
+    def test_what_is_fed_while_much_comes_out(self):
+        done = process.run(["cat"], stdin=(b"x" * 100_000 for _each in range(50)))
+        assert len(done.stdout) == 5_000_000
+
+    def test_a_process_that_does_not_want_it(self):
+        assert process.run(["true"], stdin=(b"x" * 100_000 for _each in range(50))).rc == 0
+
+    def test_an_input_that_fails_ends_the_process(self):
+        def pieces():
+            yield b"a"
+            raise OSError("the disk is gone")
+
+        begin = time.monotonic()
+        with pytest.raises(OSError, match="the disk is gone"):
+            process.run(["sh", "-c", "cat; sleep 20"], stdin=pieces())
+        assert time.monotonic() - begin < 5
+
+
+class TestSink:
+    def test_it_gets_what_comes_out(self):
+        pieces: list[bytes] = []
+        done = process.run(["sh", "-c", r"printf 'a\377\r\n'; echo err >&2"], sink=pieces.append)
+        assert (b"".join(pieces), done.stdout, done.stderr) == (b"a\xff\r\n", "", "err\n")
+
+    def test_one_that_fails_ends_the_process(self):
+        def full(piece):
+            raise OSError("no space left")
+
+        ended = []
+        with pytest.raises(OSError, match="no space left"):
+            process.run(["sh", "-c", "echo x; sleep 20"], sink=full, end=lambda: ended.append(True))
+        assert ended == [True]
+
+
+class TestEnds:
+    def test_what_was_said_until_then_is_kept(self):
+        done = process.run(["sh", "-c", "echo out; echo err >&2; exec sleep 20"], 0.3)
+        assert (done.rc, done.ended_by, done.stdout) == (124, "time", "out\n")
+        assert done.stderr.startswith("err\n")
+
+    def test_what_is_left_elsewhere_is_ended_too(self):
+        ended = []
+        assert process.run(["sleep", "20"], 0.2, end=lambda: ended.append(True)).rc == 124
+        assert ended == [True]
+        process.run(["true"], 5, end=lambda: ended.append(True))
+        assert ended == [True]
+
+    def test_who_holds_the_pipes_does_not_hold_the_caller(self):
+        begin = time.monotonic()
+        assert shell("sleep 5 & echo done").stdout == "done\n"
+        assert time.monotonic() - begin < 4
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+    def test_a_signal(self, number):
+        before = signal.getsignal(number)
+        with process.interruptible():
+            done = process.run(["sh", "-c", f"echo begun; sleep 0.3; kill -{int(number)} {os.getpid()}; exec sleep 20"])
+        assert (done.ended_by, done.rc, done.stdout) == (number.name, 124, "begun\n")
+        assert f"ended by {number.name}" in done.sentence()
+        assert signal.getsignal(number) is before
+
+    def test_a_signal_between_two_processes(self):
+        with pytest.raises(process.Interrupted, match="SIGTERM"), process.interruptible():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+
+
+def test_variables_of_one_process(monkeypatch):
+    monkeypatch.setenv("LANG", "C")
+    done = process.run(["sh", "-c", 'printf "%s" "$A"'], environment={"A": "ä\n"})
+    assert done.stdout == "ä\n"
+
+
+def test_a_command_line_that_is_too_long():
+    assert "can't be run: Argument list too long" in process.run(["true", "x" * 5_000_000]).sentence()[-200:]
