@@ -17,14 +17,15 @@ description:
   - To run Ansible's modules inside, use the connection plugin P(phoenix.hypervisor.pct#connection).
 attributes:
   check_mode:
-    description:
-      - With O(creates) or O(removes), says whether the command would run. Otherwise the task is skipped.
+    description: Says whether the command would run.
+    details: With O(creates) or O(removes) only. Without them the task is skipped.
     support: partial
   diff_mode:
     description: What a command changes is not known.
     support: none
   idempotence:
-    description: With O(creates) or O(removes) a second run does nothing, when the command does what they say.
+    description: A second run does nothing when the command has done what O(creates) or O(removes) say.
+    details: With O(creates) or O(removes) only. Without them the command always runs.
     support: partial
 options:
   vmid:
