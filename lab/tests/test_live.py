@@ -51,7 +51,7 @@ def destroy(*vmids: str) -> None:
         if (CONF / f"{vmid}.conf").exists():
             pct("unlock", vmid)
             pct("set", vmid, "--protection", "0")
-            good("destroy", vmid, "--force")
+            good("destroy", vmid, "--force", "--destroy-unreferenced-disks")
 
 
 def wait_for(text: str, *command: str, seconds: float = 20) -> None:
@@ -219,7 +219,7 @@ def test_lock_property(running: str) -> None:
 
 
 def test_flock_is_waited_for(running: str) -> None:
-    with subprocess.Popen(["flock", f"/run/lock/lxc/pve-config-{running}.lock", "sleep", "1"]):
+    with subprocess.Popen(["flock", "-F", f"/run/lock/lxc/pve-config-{running}.lock", "sleep", "1"]):
         time.sleep(0.3)
         done = pct("set", running, "--onboot", "0")
     assert (done.returncode, done.stderr) == (0, "trying to acquire lock... OK\n")
@@ -341,6 +341,42 @@ def test_a_source_is_locked_while_it_is_cloned(running: str) -> None:
     first.communicate()
     assert "lock" not in (CONF / f"{running}.conf").read_text()
     assert not (CONF / f"{THREE}.conf").exists()
+    destroy(TWO)
+
+
+def test_a_clone_that_is_killed_leaves_its_locks_and_half_a_volume() -> None:
+    """Its worker dies at the next word, and nobody tidies up: the same command again fails until somebody does."""
+    destroy(TWO, THREE)
+    good("create", TWO, BASE, "--rootfs", "local-btrfs:2", "--unprivileged", "1")
+    active = Path("/var/log/pve/tasks/active")
+    with subprocess.Popen(
+        [PCT, "clone", TWO, THREE, "--full"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as clone:
+        deadline = time.monotonic() + 10
+        while "lock: disk" not in (CONF / f"{TWO}.conf").read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        lines = active.read_text().splitlines()
+        (upid,) = (line.split()[0] for line in lines if line.endswith(f":vzclone:{TWO}:root@pam: 0"))
+        clone.kill()
+    worker = int(upid.split(":")[2], 16)
+    while Path(f"/proc/{worker}").exists():
+        assert time.monotonic() < deadline + 20
+        time.sleep(0.02)
+    assert (CONF / f"{THREE}.conf").read_text() == "lock: create\n"
+    assert "lock: disk" in (CONF / f"{TWO}.conf").read_text()
+    volume = Path("/var/lib/phoenix-lab/btrfs/images/792/vm-792-disk-0.subvol")
+    assert volume.exists()
+    refused("CT is locked (create)", "destroy", THREE)
+    refused("CT is locked (disk)", "clone", TWO, "799")
+    good("unlock", TWO)  # any task's start and end brings the lists up to date
+    good("unlock", THREE)
+    good("destroy", THREE)
+    assert volume.exists()  # the conf didn't name it
+    assert re.search(rf"^{re.escape(upid)} 1 [0-9A-F]{{8}} unexpected status$", active.read_text(), re.M)
+    good("clone", TWO, THREE)
+    good("destroy", THREE, "--destroy-unreferenced-disks")
+    assert not volume.exists()
     destroy(TWO)
 
 

@@ -2,16 +2,36 @@
 # GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Command lines, set's split, guest files, LXC's config, the image's files, refusals: values to values."""
+"""Command lines, set's split, guest files, LXC's config, the image's files, refusals, releases, tasks,
+firewall files, logins: values to values.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import time
 from pathlib import Path
 
 import pytest
-from node import changes, cli, guest, image, lab, options, runtime, storage
+from node import (
+    access,
+    active,
+    changes,
+    cli,
+    firewall,
+    guest,
+    image,
+    lab,
+    options,
+    release,
+    runtime,
+    schema,
+    settings,
+    storage,
+)
 from node.conf import Section
-from node.errors import PctError, UsageError
+from node.errors import ParameterError, PctError, Refusal, UsageError
 
 # --- command line ----------------------------------------------------------------------------------------------------
 
@@ -62,7 +82,7 @@ def test_secrets_stay_out_of_the_log(words: list[str], shown: list[str]) -> None
         (["bogus"], 255, "ERROR: unknown command 'pct bogus'\nUSAGE"),
         (["status"], 255, "400 not enough arguments\npct status <vmid> [OPTIONS]"),
         (["status", "700", "701"], 255, "400 too many arguments"),
-        (["status", "99"], 255, "vmid: invalid format - value must have a minimum value of 100"),
+        (["status", "99"], 255, "vmid: invalid format - value does not look like a valid VM ID"),
         (
             ["set", "700", "--lxc.idmap", "x"],
             2,
@@ -331,3 +351,108 @@ def test_nft_table_can_be_loaded_again() -> None:
     text = lab.nft_rules("10.92.0")
     assert text.startswith("table ip phoenix_lab\ndelete table ip phoenix_lab\n")
     assert "ip saddr 10.92.0.0/24 ip daddr != 10.92.0.0/24 masquerade" in text
+
+
+FIREWALL = """\
+[OPTIONS]
+
+enable: 1
+policy_in: DROP
+
+[ALIASES]
+
+lan 10.0.0.0/8 # home
+
+[RULES]
+
+IN SSH(ACCEPT) -i net0 -source 10.0.0.0/8 -log nolog # from home
+|OUT DROP -dest 10.9.9.9 -p tcp -dport 80,443 -sport 1000:2000
+IN ACCEPT -p icmp -icmp-type echo-request
+GROUP webserver
+
+"""
+
+
+def test_a_firewall_file_is_written_as_it_was_read() -> None:
+    found = firewall.parse(FIREWALL)
+    assert firewall.render(found) == FIREWALL
+    assert found.options == {"enable": "1", "policy_in": "DROP"}
+    assert found.rules[0] == {
+        "type": "in", "action": "ACCEPT", "macro": "SSH", "enable": "1", "iface": "net0", "source": "10.0.0.0/8",
+        "log": "nolog", "comment": "from home",
+    }  # fmt: skip
+    assert (found.rules[1]["enable"], found.rules[1]["dport"], found.rules[3]["type"]) == ("0", "80,443", "group")
+    assert firewall.parse("IN ACCEPT\n[RULES]\nnonsense\n") == firewall.Firewall()
+
+
+@pytest.mark.parametrize(
+    ("rule", "name"),
+    [
+        ({"type": "in", "action": "ACCEPT", "dport": "22"}, "proto"),
+        ({"type": "in", "action": "nothing"}, "action"),
+    ],
+)
+def test_a_rule_that_no_firewall_takes(rule: dict[str, str], name: str) -> None:
+    with pytest.raises(ParameterError) as refused:
+        firewall.check_rule(rule)
+    assert list(refused.value.errors) == [name]
+
+
+def test_a_upid_names_its_process_and_its_log() -> None:
+    text = active.upid("vzstart", 700, os.getpid(), 0x6B0185EA, "root@pam!lab")
+    task = active.Task(text)
+    assert task.fields["pid"] == os.getpid()
+    assert (task.fields["type"], task.fields["id"], task.fields["user"]) == ("vzstart", "700", "root@pam!lab")
+    assert str(task.log) == f"/var/log/pve/tasks/A/{text}"
+    assert active.is_running(task)
+    assert not active.is_running(active.Task(text.replace(f":{task.fields['pstart']:08X}:", ":00000001:")))
+
+
+@pytest.mark.parametrize(
+    ("log", "status"),
+    [
+        ("x\nTASK OK\n", "OK"),
+        ("TASK WARNINGS: 2\n", "WARNINGS: 2"),
+        ("trying to acquire lock...TASK ERROR: got timeout\n", "got timeout"),
+        ("half a word", "unexpected status"),
+        ("", "unexpected status"),
+    ],
+)
+def test_how_a_task_ended(log: str, status: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(settings, "TASK_LOG", tmp_path)
+    task = active.Task("UPID:pve:00000001:00000002:0000000A:vzstart:700:root@pam:")
+    task.log.parent.mkdir()
+    task.log.write_text(log)
+    assert active.status_in_log(task) == status
+
+
+@pytest.mark.parametrize("wanted", ["9", "10.1", "6.4", "8.4.1", "x"])
+def test_a_release_that_there_is_not(wanted: str) -> None:
+    with pytest.raises(PctError, match="PHOENIX_LAB_RELEASE must be a release"):
+        release.checked(wanted)
+
+
+def test_the_release_decides_what_there_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(settings, "PVECFG", tmp_path / "pvecfg.pm")
+    known = {}
+    for name in ("7.4", "8.1", "8.3", "9.1"):
+        settings.PVECFG.write_text(release.text(name))
+        assert release.name() == name
+        known[name] = {"dev0", "env"} & set(schema.option_names())
+    assert known == {"7.4": set(), "8.1": {"dev0"}, "8.3": {"dev0"}, "9.1": {"dev0", "env"}}
+
+
+def test_passwords_and_tokens_of_others_are_no_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(settings, "API_KEY", tmp_path / "key")
+    monkeypatch.setattr(settings, "API_SECRETS", tmp_path / "api.json")
+    access.ensure_secrets("10.92.0.1")
+    password = json.loads(settings.API_SECRETS.read_text())["password"]
+    made = access.new_ticket("root@pam", password)
+    cookie = f"PVEAuthCookie={made['ticket']}"
+    assert access.caller("PUT", "", cookie, made["CSRFPreventionToken"]) == access.Caller("root@pam")
+    monkeypatch.setattr(access.time, "time", lambda: time.time_ns() / 1e9 + 7300)
+    with pytest.raises(Refusal, match="invalid PVE ticket"):
+        access.caller("GET", "", cookie, "")
+    settings.API_KEY.write_text("other\n")
+    with pytest.raises(Refusal, match="authentication failure"):
+        access.new_ticket("root@pam", made["ticket"])
