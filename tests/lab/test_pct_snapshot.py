@@ -170,15 +170,15 @@ def test_present_and_absent(container, way):
 def test_a_series_keeps_the_youngest(container, way):
     """Each run takes one; the oldest go, and nothing that isn't of the series."""
     call(**way, snapname="other")
-    taken = [call(**way, prefix="auto-", keep=2)["snapname"] for _ in range(4)]
-    assert len(set(taken)) == 4
-    assert listed() == [*taken[2:], "other"]
+    taken = [call(**way, prefix="auto-", keep=2)["snapname"] for _ in range(3)]
+    assert len(set(taken)) == 3
+    assert listed() == [*taken[1:], "other"]
     shown = call(check=True, **way, prefix="auto-", keep=2)
     assert [words[1] if not way else words[0] for words in shown["commands"]] == (
         ["snapshot", "delsnapshot"] if not way else ["POST", "DELETE"]
     )
-    assert listed() == [*taken[2:], "other"]
-    assert converge(**way, state="absent", prefix="auto-", keep=1)["snapshots"] == [taken[3], "other"]
+    assert listed() == [*taken[1:], "other"]
+    assert converge(**way, state="absent", prefix="auto-", keep=1)["snapshots"] == [taken[2], "other"]
     converge(**way, snapname="auto-named", prefix="auto-", keep=1)
     assert listed() == ["auto-named", "other"]
 
@@ -240,16 +240,15 @@ def test_what_has_no_snapshots(way, tmp_path):
     assert listed() == []
 
 
-@pytest.mark.parametrize("state", ["prepare", "delete"])
-def test_a_half_made_one_is_no_snapshot_and_goes(container, way, state):
+def test_a_half_made_one_is_no_snapshot_and_goes(container, way):
     call(**way, snapname="good")
     call(**way, snapname="bad")
-    leave("bad", state)
+    leave("bad", "prepare")
     assert call(check=True, **way, snapname="good")["snapshots"] == ["good"]
     assert "half-made" in failure(**way, state="rollback", snapname="bad")
     done = converge(**way, snapname="bad")
     assert [step.split(" (")[0] for step in done["steps"]] == ["bad was left half-made", "there is no snapshot bad"]
-    leave("bad", state)
+    leave("bad", "delete")
     assert converge(**way, state="absent", snapname="bad")["snapshots"] == ["good"]
 
 
