@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 
 from ansible_collections.phoenix.hypervisor.plugins.module_utils import nodes, pct_conf, pct_keys
-from ansible_collections.phoenix.hypervisor.plugins.module_utils.command import Command
+from ansible_collections.phoenix.hypervisor.plugins.module_utils.command import Call, Command
 from ansible_collections.phoenix.hypervisor.plugins.module_utils.container import Container
 from ansible_collections.phoenix.hypervisor.plugins.module_utils.node import NodeError
 from ansible_collections.phoenix.hypervisor.plugins.module_utils.process import Finished
@@ -27,6 +27,7 @@ except (ImportError, SystemExit):  # proxmoxer itself exits when requests is mis
 # Seconds for one request; a task that takes long is asked for again and again.
 _REQUEST_TIMEOUT = 30
 _POLL = 0.5
+_ON_THE_NODE = "run the module on the node, without api_host"
 # Not values of the configuration, although the API has them among those.
 _NOT_CONFIG = ("digest", "description", "lxc", "snapname")
 
@@ -115,8 +116,27 @@ class ApiNode:
                 "api_token_secret, or the password"
             ) from None
 
+    def get(self, path: str, **parameters: object) -> object:
+        """What the API says below C(/nodes/<node>/). :raises NodeError: with its own words, when it is an error"""
+        return self._get(self._below(path), **parameters)
+
+    def request(self, call: Call, timeout: float, digest: str = "") -> Finished:
+        """Send a request, and wait for the end of its task when it starts one.
+
+        :param digest: do it only while what it changes is still this
+        """
+        words = tuple(_words(call, self._below(call.path)))
+        parameters = {**call.parameters, **({"digest": digest} if digest else {})}
+        try:
+            with self._said():
+                answer = getattr(self._api(self._below(call.path)), call.method.lower())(**parameters)
+        except ResourceException as error:
+            return Finished(words, 1, "", _sentence(error))
+        if not (isinstance(answer, str) and answer.startswith("UPID:")):
+            return Finished(words, 0, "", "")
+        return self._end_of(answer, words, timeout)
+
     def _get(self, path: str, **parameters: object) -> object:
-        """An answer. :raises NodeError: with the API's own words, when it is an error"""
         try:
             with self._said():
                 return self._api(path).get(**parameters)
@@ -133,7 +153,7 @@ class ApiNode:
         return (int(found.group(1)), int(found.group(2))) if found else pct_keys.NEWEST
 
     def vmids(self) -> list[int]:
-        return sorted(int(member["vmid"]) for member in self._get(self._below("lxc")))
+        return sorted(int(member["vmid"]) for member in self.get("lxc"))
 
     def read(self, vmid: int) -> Container:
         try:
@@ -157,13 +177,13 @@ class ApiNode:
         )
 
     def storage_types(self) -> dict[str, str]:
-        return {member["storage"]: member["type"] for member in self._get(self._below("storage"))}
+        return {member["storage"]: member["type"] for member in self.get("storage")}
 
     def workers(self, vmid: int) -> list[str]:
         return [
             f"the task {task['type']} of {task['user']} (since "
             f"{datetime.fromtimestamp(int(task['starttime'])).strftime('%H:%M:%S')})"
-            for task in self._get(self._below("tasks"), vmid=vmid, source="active")
+            for task in self.get("tasks", vmid=vmid, source="active")
             if not task.get("endtime")
         ]
 
@@ -177,34 +197,35 @@ class ApiNode:
     # --- changing -----------------------------------------------------------------------------------------------------
 
     def words(self, command: Command) -> list[str]:
-        call = command.call
-        parameters = (f"{name}={value}" for name, value in call.parameters.items())
-        return [call.method, f"/{self._below(call.path)}", *parameters]
+        return _words(command.call, self._below(command.call.path))
+
+    def refusal(self, command: Command, container: Container) -> str:
+        if not command.has_call:
+            return f"the REST API has no `{' '.join(command.argv)}`; {_ON_THE_NODE}"
+        if self.is_root:
+            return ""
+        options = dict(command.options)
+        is_unprivileged = container.conf.main.values.get("unprivileged", options.get("unprivileged")) == "1"
+        options.update(dict.fromkeys(options.pop("delete", "").split(","), ""))
+        theirs = [name for name, value in options.items() if _is_roots(name, value, container, is_unprivileged)]
+        if not theirs:
+            return ""
+        return (
+            f"{', '.join(sorted(theirs))} is what only root@pam may set, and no token counts as root@pam; log in with "
+            f"api_user root@pam and its api_password, or {_ON_THE_NODE}"
+        )
 
     def settle(self, vmid: int, timeout: float) -> None:
         nodes.settle(self, vmid, timeout)
 
     def run(self, command: Command, timeout: float, digest: str = "") -> Finished:
-        return nodes.run_when_free(self, command, timeout, lambda left: self._once(command, left, digest))
-
-    def _once(self, command: Command, timeout: float, digest: str) -> Finished:
-        call = command.call
-        words = tuple(self.words(command))
-        parameters = {**call.parameters, **({"digest": digest} if digest else {})}
-        try:
-            with self._said():
-                answer = getattr(self._api(self._below(call.path)), call.method.lower())(**parameters)
-        except ResourceException as error:
-            return Finished(words, 1, "", _sentence(error))
-        if not (isinstance(answer, str) and answer.startswith("UPID:")):
-            return Finished(words, 0, "", "")
-        return self._end_of(answer, words, timeout)
+        return nodes.run_when_free(self, command, timeout, lambda left: self.request(command.call, left, digest))
 
     def _end_of(self, upid: str, words: tuple[str, ...], timeout: float) -> Finished:
         """Wait for a task. What it printed is on the result's stdout, what ended it on its stderr, as pct has it."""
         end = time.monotonic() + timeout
         while True:
-            status = self._get(self._below(f"tasks/{upid}/status"))
+            status = self.get(f"tasks/{upid}/status")
             if status["status"] == "stopped":
                 break
             if time.monotonic() > end:
@@ -212,11 +233,28 @@ class ApiNode:
                     self._api(self._below(f"tasks/{upid}")).delete()
                 return Finished(words, 124, "", f"it was ended after {timeout:g} s (task {upid})")
             time.sleep(_POLL)
-        lines = self._get(self._below(f"tasks/{upid}/log"), limit=50)
+        lines = self.get(f"tasks/{upid}/log", limit=50)
         printed = "\n".join(line["t"] for line in lines if not line["t"].startswith("TASK "))
         said = str(status.get("exitstatus", "it says nothing of its end"))
         good = said == "OK" or said.startswith("WARNINGS")
         return Finished(words, 0 if good else 1, printed, "" if good else said)
+
+
+def _words(call: Call, path: str) -> list[str]:
+    return [call.method, f"/{path}", *(f"{name}={value}" for name, value in call.parameters.items())]
+
+
+def _is_roots(name: str, value: str, container: Container, is_unprivileged: bool) -> bool:
+    """Is this a change that Proxmox allows to root@pam alone (pct.md, "Conventions")?"""
+    base = pct_keys.base(name)
+    if base == "features":
+        before = container.conf.main.values.get("features", "")
+        one, other = (pct_conf.normalised(name, text) for text in (before, value))
+        changed = {part for part in {*one, *other} if one.get(part) != other.get(part)}
+        return bool(changed - {"nesting"}) or (bool(changed) and not is_unprivileged)
+    if base == "mp":
+        return value.startswith("/") or container.conf.main.values.get(name, "").startswith("/")
+    return base in ("dev", "hookscript")
 
 
 def _section(answer: Mapping) -> pct_conf.Section:
@@ -250,7 +288,7 @@ def _sentence(error: ResourceException) -> str:
     if re.search(r"root@pam|only root", said):
         return (
             f"{said} - that is what only root@pam may do, and no token counts as root@pam. Log in with api_user "
-            "root@pam and its api_password, or run the module on the node, without api_host"
+            f"root@pam and its api_password, or {_ON_THE_NODE}"
         )
     if error.status_code == 403:
         return f"{said} - give the user or token a role with that right (Datacenter, Permissions)"

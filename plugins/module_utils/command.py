@@ -57,6 +57,11 @@ class Command:
         return ("pct", self.name, str(self.vmid), *self.arguments, *options)
 
     @property
+    def has_call(self) -> bool:
+        """Does the REST API have this command?"""
+        return self.name in _CALLS
+
+    @property
     def call(self) -> Call:
         """The request to the REST API.
 

@@ -60,6 +60,7 @@ class Facts:
     :ivar memory: what earlier runs declared
     :ivar is_busy: whether something is at work on the container
     :ivar is_source_busy: whether something is at work on its clone source
+    :ivar unseen: keys that wait for a restart although nothing on the node tells so
     """
 
     storage_types: Mapping[str, str] = field(default_factory=dict)
@@ -70,6 +71,7 @@ class Facts:
     memory: Memory = Memory()
     is_busy: bool = False
     is_source_busy: bool = False
+    unseen: frozenset = frozenset()
 
 
 NO_FACTS = Facts()
@@ -436,7 +438,7 @@ def _change(declared: Declared, actual: Container, facts: Facts) -> tuple[list[S
         if declared.mounts is not None:
             spoken_of |= {key for key in pct_conf.waiting(conf) if pct_keys.base(key) == "mp"}
         later |= spoken_of & set(pct_conf.waiting(conf))
-        later |= _waiting_since_start(declared, actual, values, raw, {*raw_removed, *facts.memory.raw})
+        later |= facts.unseen | _waiting_since_start(declared, actual, values, raw, {*raw_removed, *facts.memory.raw})
         restart = sorted(later)
     comments = pct_conf.as_comments(values.pop("description", ""))
     after = pct_conf.Conf(pct_conf.Section(values, raw, comments), snapshots=conf.snapshots)

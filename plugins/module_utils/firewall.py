@@ -408,7 +408,7 @@ def declared_rules(vmid: int, entries: Iterable[Mapping[str, object]]) -> list[R
 
     :raises FirewallError: for the first one that Proxmox would refuse, or pass over without a word
     """
-    return [_declared_rule(_Place(vmid, number), entry) for number, entry in enumerate(entries)]
+    return [checked_rule(_Place(vmid, number), entry) for number, entry in enumerate(entries)]
 
 
 @dataclass(frozen=True)
@@ -422,7 +422,7 @@ class _Place:
         return FirewallError(f"CTID {self.vmid}, rules[{self.number}].{key}: {fault}; {remedy}")
 
 
-def _declared_rule(place: _Place, entry: Mapping[str, object]) -> Rule:
+def checked_rule(place: _Place, entry: Mapping[str, object]) -> Rule:
     texts = {name: str(entry.get(name) or "").strip() for name in _NAMES if name != "enable"}
     rule = Rule(**texts, enable=entry.get("enable") is not False)
     rule = replace(rule, type=rule.type.lower(), proto=rule.proto.lower(), log=rule.log.lower())

@@ -527,7 +527,7 @@ def _rule(value: Any, path: Path, findings: _Findings) -> dict[str, Any] | None:
     for key in {"source", "dest", "dport"} & set(rule):
         rule[key] = re.sub(r"\s*,\s*", ",", rule[key])
     try:
-        checked = asdict(firewall._declared_rule(_RulePlace(path, findings), rule))
+        checked = asdict(firewall.checked_rule(_RulePlace(path, findings), rule))
     except firewall.FirewallError:
         return None
     return {key: checked[key] for key in checked if key != "enable" and checked[key]}

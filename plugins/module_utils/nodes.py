@@ -65,6 +65,9 @@ class Node(Protocol):
     def words(self, command: Command) -> list[str]:
         """A command as the user could give it."""
 
+    def refusal(self, command: Command, container: Container) -> str:
+        """Why this way to the node can't do a command with a container, with what to do; "" when it can."""
+
     def run(self, command: Command, timeout: float, digest: str = "") -> Finished:
         """Run one command to the end of its task, once nobody else is at work on its container.
 
@@ -150,6 +153,9 @@ class LocalNode:
 
     def words(self, command: Command) -> list[str]:
         return list(command.argv)
+
+    def refusal(self, command: Command, container: Container) -> str:
+        return ""
 
     def settle(self, vmid: int, timeout: float) -> None:
         settle(self, vmid, timeout)

@@ -330,14 +330,33 @@ class Run:
     def __init__(self, there: nodes.Node, declared: Declared, timeout: int, is_check: bool) -> None:
         self.there, self.declared, self.timeout, self.is_check = there, declared, timeout, is_check
         self.done: list[Step] = []
+        # What this run changed, and of which nothing on the node tells that it waits for a restart.
+        self._unseen: set[str] = set()
         is_known = there.is_local and there.read(declared.vmid).exists
         self.memory = node.remembered(declared.vmid) if is_known else Memory()
         self._release = there.release()
         self._storage_types = there.storage_types()
 
     def plan(self, actual: Container) -> Plan:
-        """The plan for what is there now."""
-        return plan(self.declared, actual, *self._about(actual))
+        """The plan for what is there now.
+
+        :raises ContainerError: when this way to the node can't do one of its steps
+        """
+        source, facts = self._about(actual)
+        planned = plan(self.declared, actual, source, facts)
+        for step in planned.steps:
+            # What a clone has from its source was the source's affair.
+            fault = self._refusal(step, source if source and not actual.exists else actual)
+            if fault:
+                raise ContainerError(f"CTID {self.declared.vmid}: {step.why}: {fault}")
+        return planned
+
+    def _refusal(self, step: Step, before: Container) -> str:
+        if step.command:
+            return self.there.refusal(step.command, before)
+        if self.there.is_local:
+            return ""
+        return "the REST API can't do that, for nobody; run the module on the node, without api_host"
 
     def _about(self, actual: Container) -> tuple[Container | None, Facts]:
         """The clone source, where one is needed, and what the plan has to know of the node."""
@@ -353,9 +372,11 @@ class Run:
     def _facts(self, actual: Container, source: Container | None) -> Facts:
         busy = actual.is_half_made and bool(self.there.workers(self.declared.vmid))
         source_busy = source is not None and source.lock == "disk" and self._is_worked_on(int(self.declared.clone_vmid))
-        facts = Facts(self._storage_types, self._release, memory=self.memory, is_busy=busy, is_source_busy=source_busy)
         if not self.there.is_local:
-            return facts
+            return Facts(
+                self._storage_types, self._release, is_busy=busy, is_source_busy=source_busy,
+                unseen=frozenset(self._unseen),
+            )  # fmt: skip
         sources = [mount["source"] for mount in self.declared.mounts or [] if mount["source"]]
         return Facts(
             self._storage_types, self._release, node.nvidia_devices(), node.root_subids(), node.owners(sources),
@@ -399,6 +420,10 @@ class Run:
                     raise
                 continue
             self.done.append(step)
+            if step.name in ("start", "reboot"):
+                self._unseen.clear()
+            elif step.name == "set" and actual.running and actual.started_with is None:
+                self._unseen |= {"hostname"} & dict(step.command.options).keys()
             if step.name == "reboot" and self.declared.state == "restarted":
                 self.declared = _with_state(self.declared, "started")
 
@@ -432,11 +457,6 @@ class Run:
                 raise ContainerError(f"CTID {vmid}: {problem}")
 
     def _edit_raw(self, step: Step, actual: Container) -> None:
-        if not self.there.is_local:
-            raise ContainerError(
-                f"CTID {self.declared.vmid}: {step.why}: raw lxc.* lines can't be set through the REST API, by nobody; "
-                "run the module on the node, without api_host"
-            )
         self.there.settle(self.declared.vmid, self.timeout)
         node.edit_raw(self.declared.vmid, actual.digest, step.removed, step.added, self.timeout)
 

@@ -184,7 +184,7 @@ import contextlib
 import grp
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.phoenix.hypervisor.plugins.module_utils import firewall, node, nodes, pct_conf
@@ -248,19 +248,6 @@ class FileWay:
             return ""
         except OSError as error:
             raise FirewallError(f"{self._path} can't be read: {error.strerror}; run as root, on the node") from None
-
-
-@dataclass(frozen=True)
-class _Request:
-    """A request in the shape in which a node takes commands."""
-
-    method: str
-    path: str
-    parameters: Mapping
-
-    @property
-    def call(self) -> Call:
-        return Call(self.method, self.path, self.parameters)
 
 
 class Overtaken(Exception):
@@ -350,11 +337,10 @@ class ApiWay:
         return [firewall.from_api(entry) for entry in entries]
 
     def _get(self, path: str) -> object:
-        return self._there._get(self._there._below(f"{self._base}/{path}"))
+        return self._there.get(f"{self._base}/{path}")
 
     def _write(self, method: str, path: str, parameters: Mapping, digest: str) -> None:
-        request = _Request(method, f"{self._base}/{path}", parameters)
-        done = self._there._once(request, _REQUEST_TIMEOUT, digest)
+        done = self._there.request(Call(method, f"{self._base}/{path}", parameters), _REQUEST_TIMEOUT, digest)
         if nodes.has_changed(done):
             raise Overtaken
         if done.failed:

@@ -5,24 +5,35 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import stat
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from lab_modules import (
+    CONFIGS,
+    OSTEMPLATE,
+    call,
+    calls,
+    converge,
+    destroy,
+    failure,
+    info,
+    inside,
+    names,
+    pct,
+    require_lab,
+    result_of,
+    start_module,
+    through,
+    unchanged,
+    way,
+)
 
 pytestmark = pytest.mark.lab
 
-ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = Path("/etc/pve/lxc")
-CALLS = Path("/var/log/phoenix-lab/pct-calls.log")
-OSTEMPLATE = "local:vztmpl/debian-12-lab_12_amd64.tar.zst"
 DEVICES = [Path(f"/dev/phoenix-test{number}") for number in range(3)]
 NET = {"name": "eth0", "bridge": "vmbr0", "ip": "10.92.0.180/24", "gw": "10.92.0.1"}
 # What all containers of these tests are made of: small, and quick to start.
@@ -35,102 +46,23 @@ BASE = {
 }
 
 
-def start_module(name: str, check: bool, options: dict) -> subprocess.Popen:
-    """A module of the collection in a process of its own, as Ansible runs it on a node."""
-    arguments = {**options, "_ansible_check_mode": check, "_ansible_diff": True}
-    process = subprocess.Popen(
-        [sys.executable, "-m", f"ansible_collections.phoenix.hypervisor.plugins.modules.{name}"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT / ".ansible/collections")},
-    )
-    assert process.stdin is not None
-    process.stdin.write(json.dumps({"ANSIBLE_MODULE_ARGS": arguments}))
-    process.stdin.close()
-    process.stdin = None
-    return process
+@pytest.fixture(scope="module", params=["node", "api"], autouse=True)
+def each_way(request) -> Iterator[None]:
+    """All tests go both ways to the node; what the REST API can't do is marked as C(node_only)."""
+    require_lab()
+    with through(request.param):
+        yield
 
 
-def result_of(process: subprocess.Popen) -> dict:
-    """What a module returned. A traceback never reaches a user."""
-    out, err = process.communicate(timeout=240)
-    assert "Traceback" not in out + err, out + err
-    return json.loads(out)
-
-
-def call(name: str = "pct_container", check: bool = False, **options) -> dict:
-    """A module run that must succeed."""
-    result = result_of(start_module(name, check, options))
-    assert not result.get("failed"), result["msg"]
-    return result
-
-
-def failure(name: str = "pct_container", check: bool = False, **options) -> str:
-    """The message of a module run that must fail."""
-    result = result_of(start_module(name, check, options))
-    assert result.get("failed"), result
-    return result["msg"]
-
-
-def converge(check: bool = False, **options) -> dict:
-    """A run; what its check mode said before must be what it did, and nothing is left to do after it."""
-    shown = call(check=True, **options)
-    if check:
-        return shown
-    done = call(**options)
-    assert (shown["changed"], shown["steps"], shown["commands"]) == (done["changed"], done["steps"], done["commands"])
-    unchanged(**options)
-    return {**done, "shown": shown}
-
-
-def unchanged(**options) -> None:
-    """A run that changes nothing and calls pct for nothing."""
-    before = pct_calls(options["vmid"])
-    assert call(**options)["changed"] is False
-    assert pct_calls(options["vmid"]) == before
-
-
-def pct_calls(vmid: int) -> int:
-    """How many calls of pct there were for a container; others may be at work in the lab meanwhile."""
-    return len(re.findall(rf"\b{vmid}\b", CALLS.read_text(errors="replace")))
-
-
-def pct(*words: str, good: bool = True) -> str:
-    """A call of pct. Returns stdout."""
-    done = subprocess.run(
-        ["pct", *words], capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL, check=False
-    )
-    assert done.returncode == 0 or not good, done
-    return done.stdout
-
-
-def inside(vmid: int, script: str) -> str:
-    """What a shell script in a container prints."""
-    return pct("exec", str(vmid), "--", "sh", "-c", script).strip()
-
-
-def info(vmid: int) -> dict:
-    """What the node says about a container, by the module pct_container_info."""
-    return call("pct_container_info", vmids=[vmid])["containers"][0]
-
-
-def destroy(*vmids: int) -> None:
-    """Remove containers whatever their state."""
-    for vmid in vmids:
-        if (CONFIGS / f"{vmid}.conf").exists():
-            pct("unlock", str(vmid), good=False)
-            pct("set", str(vmid), "--protection", "0", good=False)
-            pct("destroy", str(vmid), "--force")
+@pytest.fixture
+def node_only() -> None:
+    if way() != "node":
+        pytest.skip("the REST API can't do this (test_the_api_says_what_it_can_not_do)")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def clean() -> Iterator[None]:
+def clean(each_way) -> Iterator[None]:
     """Containers and device nodes of these tests are gone before and after, also when one fails."""
-    if not Path("/etc/pve/.phoenix-lab").exists():
-        pytest.skip("the lab is not up (make lab-up)")
-
     def remove() -> None:
         destroy(*range(819, 799, -1))
         for device in DEVICES:
@@ -152,24 +84,26 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def web() -> int:
+def web(clean) -> int:
     """A running container, made by the module."""
     done = call(vmid=800, state="started", **BASE)
     assert done["changed"]
-    assert [argv[1] for argv in done["commands"]] == ["create", "start"]
+    assert names(done) == ["create", "start"]
     assert done["status"] == "running"
     assert inside(800, "hostname; systemctl is-system-running") in ("plain\nrunning", "plain\ndegraded")
     return 800
 
 
 @pytest.fixture(scope="module")
-def source() -> int:
+def source(clean) -> int:
     """A template with two devices, a raw line and a mark on its disk."""
-    options = {**BASE, "devices": [{"path": str(device)} for device in DEVICES[:2]], "raw": ["lxc.cap.drop: sys_boot"]}
+    options = {**BASE, "devices": [{"path": str(device)} for device in DEVICES[:2]]}
+    with through("node"):
+        call(vmid=801, raw=["lxc.cap.drop: sys_boot"], **options)
     call(vmid=801, state="started", **options)
     inside(801, "echo mark >/root/mark")
     done = call(vmid=801, state="template", **options)
-    assert [argv[1] for argv in done["commands"]] == ["shutdown", "template"]
+    assert names(done) == ["shutdown", "template"]
     return 801
 
 
@@ -190,7 +124,7 @@ class TestOne:
     def test_a_live_change(self, web):
         pid = inside(web, "stat -c %Z /proc/1")
         done = converge(vmid=web, state="started", config={"memory": 300, "tags": ["B", "a"], "description": "-ü %\nx"})
-        assert [argv[1] for argv in done["commands"]] == ["set"]
+        assert names(done) == ["set"]
         assert done["diff"] == done["shown"]["diff"]
         assert "memory: 300" in done["diff"]["after"]
         assert inside(web, "stat -c %Z /proc/1") == pid
@@ -203,7 +137,7 @@ class TestOne:
         assert done["diff"] == done["shown"]["diff"]
         assert info(web)["pending"] == {"features": "keyctl=1,nesting=1"}
         done = converge(vmid=web, state="started", config=config)
-        assert [argv[1] for argv in done["commands"]] == ["reboot"]
+        assert names(done) == ["reboot"]
         assert done["diff"] == done["shown"]["diff"]
         assert info(web)["pending"] == {}
         assert inside(web, "hostname") == "renamed"
@@ -243,7 +177,7 @@ class TestOne:
         assert [key for key in info(web)["config"] if key.startswith("mp")] == ["mp0"]
         converge(vmid=web, state="started", delete=["mp0"])
 
-    def test_raw_lines_and_snapshots(self, web):
+    def test_raw_lines_and_snapshots(self, web, node_only):
         """Fault 4: lines that are appended to a conf with snapshots land in a snapshot's section."""
         taken = call("pct_snapshot", vmid=web, snapname="before")
         assert taken["changed"]
@@ -252,7 +186,7 @@ class TestOne:
         section = text[text.index("[before]") :]
         for raw in (["lxc.environment = PHOENIX=one"], ["lxc.environment: PHOENIX=two", "lxc.cap.drop: mac_admin"]):
             done = converge(vmid=web, state="started", raw=raw)
-            assert [argv[1] for argv in done["commands"]] == ["reboot"]
+            assert names(done) == ["reboot"]
             text = (CONFIGS / f"{web}.conf").read_text()
             assert text[text.index("[before]") :] == section
             assert inside(web, "tr '\\0' '\\n' </proc/1/environ | grep PHOENIX") == raw[0].split()[-1]
@@ -272,11 +206,11 @@ class TestOne:
         assert "is unprivileged and is declared privileged" in failure(vmid=web, unprivileged=False)
 
     def test_check_mode_changes_nothing(self, web):
-        text, calls = (CONFIGS / f"{web}.conf").read_bytes(), pct_calls(web)
-        shown = call(check=True, vmid=web, state="stopped", config={"memory": 999}, raw=["lxc.cap.drop: a"])
+        text, before = (CONFIGS / f"{web}.conf").read_bytes(), calls(web)
+        shown = call(check=True, vmid=web, state="stopped", config={"memory": 999}, devices=[])
         assert shown["changed"]
         assert (CONFIGS / f"{web}.conf").read_bytes() == text
-        assert pct_calls(web) == calls
+        assert calls(web) == before
         assert info(web)["status"] == "running"
 
     def test_a_lock_is_named_with_its_remedy(self, web):
@@ -299,12 +233,12 @@ class TestOne:
 
     def test_a_protected_container_stays(self, web):
         converge(vmid=web, config={"protection": True})
-        assert "--protection 0" in failure(vmid=web, state="absent")
+        assert "pct set 800 --protection 0" in failure(vmid=web, state="absent")
         converge(vmid=web, config={"protection": False})
 
     def test_absent(self, web):
         done = converge(vmid=web, state="absent")
-        assert [argv[1] for argv in done["commands"]] == ["stop", "destroy"]
+        assert names(done) == ["stop", "destroy"]
         assert done["status"] == "absent"
         assert info(web)["exists"] is False
 
@@ -320,7 +254,7 @@ class TestClones:
         """Fault 2: a clone of a template that has two GPUs keeps both, although it was given one."""
         options = {"vmid": 803, "clone": {"vmid": source}, "devices": [{"path": str(DEVICES[1])}]}
         done = converge(state="started", **options)
-        assert done["commands"][0] == ["pct", "clone", str(source), "803"]
+        assert names(done)[0] == "clone"
         config = info(803)["config"]
         assert [value for key, value in config.items() if key.startswith("dev")] == [str(DEVICES[1])]
         assert inside(803, "ls /dev | grep phoenix; cat /root/mark") == f"{DEVICES[1].name}\nmark"
@@ -329,7 +263,7 @@ class TestClones:
 
     def test_a_full_clone_to_another_storage(self, source):
         done = converge(vmid=804, clone={"vmid": source}, storage="local-dir", devices=[])
-        assert done["commands"][0] == ["pct", "clone", str(source), "804", "--full", "1", "--storage", "local-dir"]
+        assert names(done)[0] == "clone"
         assert info(804)["config"]["rootfs"].startswith("local-dir:")
         destroy(804)
 
@@ -362,17 +296,15 @@ class TestClones:
         assert not info(811)["exists"]
 
     def test_check_mode_of_a_whole_lineage_that_is_not_there(self):
-        shown = call(
-            check=True, vmid=812, state="started", clone={"vmid": 819}, unprivileged=True, raw=["lxc.cap.drop: sys_boot"]
-        )
-        assert [argv[1] for argv in shown["commands"]] == ["clone", "start"]
+        shown = call(check=True, vmid=812, state="started", clone={"vmid": 819}, unprivileged=True, disk_gb=2)
+        assert names(shown) == ["clone", "start"]
         assert not info(812)["exists"]
 
 
 class TestDoesNotStart:
     """One sentence, then the container's own log lines of this start; no traceback."""
 
-    def test_a_raw_line_that_lxc_refuses(self, stopped):
+    def test_a_raw_line_that_lxc_refuses(self, stopped, node_only):
         message = failure(vmid=stopped, state="started", raw=["lxc.cap.drop: no_such_capability"])
         first, *log = message.splitlines()
         assert first.startswith(f"CTID {stopped} doesn't start: startup for container '{stopped}' failed")
@@ -392,7 +324,7 @@ class TestDoesNotStart:
         assert str(DEVICES[2]) in message
 
 
-def test_a_conf_that_is_no_utf_8_keeps_its_bytes(stopped):
+def test_a_conf_that_is_no_utf_8_keeps_its_bytes(stopped, node_only):
     path = CONFIGS / f"{stopped}.conf"
     line = b"lxc.environment: LATIN=caf\xe9\n"
     path.write_bytes(path.read_bytes() + line)
@@ -407,4 +339,4 @@ def test_a_killed_run_before_its_restart_is_made_good_by_the_next(stopped):
     # What a run had written when it was killed: the key waits, the restart did not happen.
     pct("set", str(stopped), "--features", "nesting=1,keyctl=1")
     done = converge(vmid=stopped, state="started", config={"features": {"nesting": 1, "keyctl": 1}})
-    assert [argv[1] for argv in done["commands"]] == ["reboot"]
+    assert names(done) == ["reboot"]

@@ -64,6 +64,9 @@ class PveModel:
     def words(self, command: Command) -> list[str]:
         return list(command.argv)
 
+    def refusal(self, command: Command, container: Container) -> str:
+        return ""
+
     def read(self, vmid: int) -> Container:
         if vmid not in self.texts:
             return Container()

@@ -50,7 +50,8 @@ def test_children_that_left_and_children_that_dropped_it(mark):
     assert {"sleep 71", "sleep 72", "sleep 73", "sh -c sleep 72; :"} <= names
     assert os.getpid() not in family.members(mark)
     family.end(mark)
-    assert process.wait(5) == -signal.SIGTERM
+    # The shell ends by the signal, or because nothing is left that it waits for.
+    assert process.wait(5) in (0, -signal.SIGTERM)
     assert family.members(mark) == {}
 
 

@@ -43,20 +43,16 @@ class FakeNode:
     def read(self, vmid: int) -> Container:
         return Container(exists=bool(self.conf), text=self.conf) if vmid == 700 else Container()
 
-    def _below(self, path: str) -> str:
-        return f"nodes/pve/{path}"
-
     def digest(self) -> str:
         return json.dumps([self.rules, self.options])
 
-    def _get(self, path: str) -> object:
-        if path == "nodes/pve/lxc/700/firewall/options":
+    def get(self, path: str) -> object:
+        if path == "lxc/700/firewall/options":
             return {**self.options, "digest": self.digest()}
-        assert path == "nodes/pve/lxc/700/firewall/rules"
+        assert path == "lxc/700/firewall/rules"
         return [{**rule, "pos": pos, "digest": self.digest()} for pos, rule in enumerate(self.rules)]
 
-    def _once(self, request, timeout: float, digest: str) -> Finished:
-        call = request.call
+    def request(self, call, timeout: float, digest: str) -> Finished:
         words = (call.method, call.path)
         self.requests.append(" ".join(words))
         if len(self.requests) in self.interrupts:
@@ -120,9 +116,12 @@ def run(monkeypatch):
     def call(check: bool = False, **options) -> dict:
         out = io.StringIO()
         monkeypatch.setattr(basic.sys, "stdout", out)
+        # Where a warning goes depends on what of Ansible other tests have loaded.
+        warnings: list[str] = []
+        monkeypatch.setattr(basic.AnsibleModule, "warn", lambda self, warning: warnings.append(warning))
         with patch_module_args({"vmid": 700, **options, "_ansible_check_mode": check}), pytest.raises(SystemExit):
             pct_firewall.main()
-        return json.loads(out.getvalue())
+        return {**json.loads(out.getvalue()), "warnings": warnings}
 
     return call
 

@@ -101,9 +101,12 @@ def run(fake, monkeypatch):
     def call(check: bool = False, **options) -> dict:
         out = io.StringIO()
         monkeypatch.setattr(basic.sys, "stdout", out)
+        # Where a warning goes depends on what of Ansible other tests have loaded.
+        warnings: list[str] = []
+        monkeypatch.setattr(basic.AnsibleModule, "warn", lambda self, warning: warnings.append(warning))
         with patch_module_args({"vmid": 840, **options, "_ansible_check_mode": check}), pytest.raises(SystemExit):
             pct_snapshot.main()
-        return json.loads(out.getvalue())
+        return {**json.loads(out.getvalue()), "warnings": warnings}
 
     return call
 
