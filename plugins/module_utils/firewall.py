@@ -169,10 +169,10 @@ class Content:
 def parse(text: str) -> Content:
     """A firewall file's content."""
     lines = _lines_of(text)
-    values = [(name, value) for _, name, value in _options_in(lines)]
-    strange = [line for _, line in _section(lines, "rules") if parse_rule(line) is None]
+    values = [(name, value) for _place, name, value in _options_in(lines)]
+    strange = [line for _place, line in _section(lines, "rules") if parse_rule(line) is None]
     options = {name: value for name, value in values if _is_value(name, value)}
-    return Content(options, tuple(rule for _, rule in _rules_in(lines)), tuple(strange))
+    return Content(options, tuple(rule for _place, rule in _rules_in(lines)), tuple(strange))
 
 
 def parse_rule(line: str) -> Rule | None:
@@ -189,7 +189,7 @@ def parse_rule(line: str) -> Rule | None:
         rule = replace(rule, comment=comment.strip(" \t"))
     rest = rest[0 if enable else 1 :][head.end() :]
     while rest:
-        for name, (_, pattern) in _WORDS.items():
+        for name, (_what, pattern) in _WORDS.items():
             word = re.match(rf"{pattern} (\S+)\s*", rest, re.ASCII)
             known = kind != "group" or name in _OF_GROUPS
             if word and known and (name != "log" or word.group(1) in LOG_LEVELS):
@@ -209,7 +209,7 @@ def edit_text(text: str, plan: Plan) -> str:
     if lines and not lines[-1].endswith("\n"):
         lines[-1] += "\n"
     for edit in (*plan.edits, *plan.deletes):
-        places = [place for place, _ in _rules_in(lines)]
+        places = [place for place, _rule in _rules_in(lines)]
         if edit.kind == "delete":
             del lines[places[edit.pos]]
         elif edit.kind == "replace":
@@ -219,12 +219,12 @@ def edit_text(text: str, plan: Plan) -> str:
         else:
             lines.insert(places[0] if places else _top_of(lines, "rules"), f"{edit.rule.line}\n")
     for name, value in plan.options.items():
-        places = [place for place, known, _ in _options_in(lines) if known == name]
+        places = [place for place, known, _value in _options_in(lines) if known == name]
         if places:
             # Of several lines the last one counts.
             lines[places[-1]] = f"{name}: {value}\n"
         else:
-            others = [place + 1 for place, _, _ in _options_in(lines)]
+            others = [place + 1 for place, _name, _value in _options_in(lines)]
             lines.insert(others[-1] if others else _top_of(lines, "options"), f"{name}: {value}\n")
     return "".join(lines)
 
@@ -367,7 +367,7 @@ def _common(current: Sequence[Rule], wanted: Sequence[Rule]) -> list[tuple[int, 
     """The longest common subsequence, as pairs of places."""
     one, two = [normalised(rule) for rule in current], [normalised(rule) for rule in wanted]
     # longest[i][j]: of one[i:] and two[j:]
-    longest = [[0] * (len(two) + 1) for _ in range(len(one) + 1)]
+    longest = [[0] * (len(two) + 1) for _row in range(len(one) + 1)]
     for i in reversed(range(len(one))):
         for j in reversed(range(len(two))):
             same = longest[i + 1][j + 1] + 1

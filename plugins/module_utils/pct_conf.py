@@ -279,4 +279,3 @@ def edit_raw(text: str, removed: Iterable[tuple[str, str]], added: Iterable[tupl
     if kept and not kept[-1].endswith("\n"):
         kept[-1] += "\n"
     return "".join([*kept, *(f"{key}: {value}\n" for key, value in added), *gap, *rest])
-

@@ -324,7 +324,7 @@ def test_refuses_what_proxmox_would_refuse_or_pass_over(entry, key, fault, remed
     good = {"type": "in", "action": "ACCEPT"}
     with pytest.raises(FirewallError) as caught:
         firewall.declared_rules(921, [good, {**good, **entry}])
-    where, _, rest = str(caught.value).partition(": ")
+    where, _place, rest = str(caught.value).partition(": ")
     assert where == f"CTID 921, rules[1].{key}"
     assert fault in rest
     assert remedy in rest.partition("; ")[2]

@@ -22,7 +22,7 @@ def conf(*snapshots: str, main: str = MAIN, **half_made: str) -> pct_conf.Conf:
     """A conf with snapshots, each "name" or "name@snaptime"; half-made ones by their snapstate."""
     text = main
     for number, entry in enumerate(snapshots):
-        name, _, time = entry.partition("@")
+        name, _first, time = entry.partition("@")
         text += f"\n[{name}]\nhostname: then\nlxc.cap.drop: sys_boot\nsnaptime: {time or 1000 + number}\n"
     for name, state in half_made.items():
         text += f"\n[{name}]\nhostname: then\nsnapstate: {state}\nsnaptime: 99\n"
@@ -233,7 +233,7 @@ def test_what_takes_no_snapshot_is_refused_with_the_reason():
         ({"snapname": "a b"}, "snapname 'a b'", "digits"),
         ({"snapname": "a" * 41}, "snapname", "2 to 40"),
         ({"snapname": "current"}, "'current'", "take another"),
-        ({"prefix": "auto." }, "prefix 'auto.'", "up to 25"),
+        ({"prefix": "auto."}, "prefix 'auto.'", "up to 25"),
         ({"prefix": "a" * 26}, "prefix", "up to 25"),
         ({"prefix": "a", "keep": 0}, "keep is 0", "at least 1"),
         ({"snapname": "a1", "keep": 1}, "keep", "prefix"),
@@ -248,7 +248,7 @@ def test_what_takes_no_snapshot_is_refused_with_the_reason():
 def test_options_without_sense(values, option, remedy):
     with pytest.raises(SnapshotError) as caught:
         snapshot_plan.check(declared(**values))
-    what, _, todo = str(caught.value).partition("; ")
+    what, _first, todo = str(caught.value).partition("; ")
     assert what.startswith("CTID 850: ")
     assert option in what
     assert remedy in todo
