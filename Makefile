@@ -58,10 +58,17 @@ test-lab: $(DEV) lab-up ## The modules, the connection and the lab itself, on re
 test-molecule: $(DEV) lab-up ## The lineage 900 → 901 → 921 from nothing, twice
 	@tools/step "molecule default" molecule test -s default
 
-test-full: test ## What is too slow for every change (later issues add to it)
+test-full: test test-properties ## All tests, and what is too slow for every change
+
+.PHONY: test-properties
+# Those whose inputs are what Proxmox or a user may have written: 10,000 cases each.
+PROPERTIES := pct_conf container_plan idmap firewall snapshot_plan
+test-properties: $(DEV) ## The property tests with 10,000 generated cases each
+	@HYPOTHESIS_PROFILE=full tools/step "property tests" python -m pytest \
+		$(PROPERTIES:%=tests/unit/plugins/module_utils/test_%.py)
 
 .PHONY: bench
-bench: $(DEV) ## Measure; NAME=first_run, second_run or task runs one group
+bench: $(DEV) ## Measure; NAME=first_run, second_run, task or containers runs one group
 	@python tests/bench/bench.py $(if $(NAME),--name $(NAME))
 
 # --- the project itself -------------------------------------------------------------------------------------------

@@ -118,7 +118,20 @@ def task() -> Figures:
     }
 
 
-GROUPS: dict[str, Callable[[], Figures]] = {"first_run": first_run, "second_run": second_run, "task": task}
+def containers() -> Figures:
+    """What C(pct_container) costs, in C(pct) calls and seconds; containers.py says what is measured how."""
+    run(["make", "lab-up"])
+    import containers as measured
+
+    try:
+        return measured.figures()
+    except (RuntimeError, AssertionError) as error:
+        raise Failed(str(error)) from error
+
+
+GROUPS: dict[str, Callable[[], Figures]] = {
+    "first_run": first_run, "second_run": second_run, "task": task, "containers": containers,
+}  # fmt: skip
 
 
 def table(figures: Figures) -> str:

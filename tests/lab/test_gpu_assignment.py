@@ -1,7 +1,7 @@
 # Copyright (c) 2026 The Phoenix Hypervisor team
 # GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which GPUs a container can open, found out by opening them inside. Needs a lab that is up; CTIDs 540 to 559.
+"""Which GPUs a container can open, found out by opening them inside. Needs a lab that is up; CTIDs 540 to 549.
 
 The machine has no GPU. Device nodes with NVIDIA's names get the numbers of other devices of the machine: such that can
 be opened, and that LXC does not let a container open by itself. cgroups and mounts decide as they do for a GPU: in a
@@ -107,9 +107,9 @@ def node(numbers) -> Iterator[dict[str, int]]:
 def clean() -> Iterator[None]:
     """The containers of these tests are gone before and after."""
     lab.require_lab()
-    lab.destroy(*range(559, 539, -1))
+    lab.destroy(*range(549, 539, -1))
     yield
-    lab.destroy(*range(559, 539, -1))
+    lab.destroy(*range(549, 539, -1))
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["unprivileged", "privileged"])
