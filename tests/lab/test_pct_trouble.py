@@ -685,16 +685,21 @@ def end_of(process: subprocess.Popen) -> None:
     assert "Traceback" not in out, out
 
 
-def made_good(volumes_wanted: int, mounts_wanted: int, **options) -> None:
-    """The next run gives what is declared: nothing double, nothing left over, and nothing to do after it."""
-    call(**options)
+def is_as_declared(volumes_wanted: int, mounts_wanted: int, **options) -> None:
+    """There is a whole container, with nothing double and nothing left over, and a run has nothing to do."""
+    assert values(ONE).get("rootfs", "nothing").partition(",")[0].endswith(f":{ONE}/{volumes(ONE)[0]}")
     assert len(volumes(ONE)) == volumes_wanted
-    text = conf(ONE)
-    assert len(re.findall(r"^mp\d+: ", text, re.MULTILINE)) == mounts_wanted
-    assert "unused" not in text
-    for vmid in (ONE, SOURCE, ORIGIN):
-        assert "lock" not in values(vmid)
+    assert len(re.findall(r"^mp\d+: ", conf(ONE), re.MULTILINE)) == mounts_wanted
+    assert "unused" not in conf(ONE)
+    assert {vmid: values(vmid).get("lock") for vmid in (ONE, SOURCE, ORIGIN)} == dict.fromkeys((ONE, SOURCE, ORIGIN))
     unchanged(**options)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process is at work: one that has ended and that nobody has collected yet is not."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
 
 
 VICTIMS = {"the module": (True, False), "pct": (False, True), "both": (True, True)}
@@ -723,7 +728,8 @@ class TestKilled:
         with held(command, **options) as (process, pid):
             kill(*([process.pid] if is_module else []), *([pid] if is_pct else []))
         end_of(process)
-        made_good(2, 2, **options)
+        call(**options)
+        is_as_declared(2, 2, **options)
         assert inside(ONE, "tr '\\0' '\\n' </proc/1/environ | grep ^A=") == "A=b"
         assert [values(ONE)[key] for key in ("memory", "lxc.environment")] == ["200", "A=b"]
 
@@ -752,9 +758,13 @@ class TestKilled:
             is_module, is_pct = VICTIMS[victims]
             kill(*([process.pid] if is_module else []), *([pid] if is_pct else []))
         end_of(process)
-        made_good(1, 0, **options)
+        try:
+            call(**options)
+        finally:
+            # Nobody is left who could still tidy up what is the next run's now.
+            wait_until(lambda: not any(map(is_alive, [pid, *workers])))
         assert values(ONE)["memory"] == "200"
-        assert values(ONE)["rootfs"].startswith("local-btrfs:" if command == "create" else "local-dir:")
+        is_as_declared(1, 0, **options)
 
     def test_before_a_raw_line(self, one):
         make(one)
@@ -764,7 +774,8 @@ class TestKilled:
             wait_until(Path(f"/etc/pve/phoenix-hypervisor/{one}.json").exists)
             kill(process.pid)
             end_of(process)
-        made_good(1, 0, **options)
+        call(**options)
+        is_as_declared(1, 0, **options)
         assert re.findall(r"^lxc\..*", conf(one), re.MULTILINE) == options["raw"]
         # It is remembered that these are ours: not declared any more, they go.
         call(vmid=one, raw=[])
@@ -803,3 +814,143 @@ def test_a_full_storage(each_way, full_storage, one, command):
     assert "lock" not in values(SOURCE)
     call(vmid=one, storage="local-btrfs", config=MORE, **options)
     assert kind_of(one) == "stopped"
+
+
+# --- many at once ---------------------------------------------------------------------------------------------------
+
+
+def end_of_log(log: Path) -> int:
+    return log.stat().st_size if log.exists() else 0
+
+
+def since(log: Path, before: int) -> str:
+    """What came to a log since its end was there."""
+    return log.read_bytes()[before:].decode(errors="replace") if log.exists() else ""
+
+
+def declared_clone(vmid: int) -> dict:
+    net = {"name": "eth0", "bridge": "vmbr0", "ip": f"10.92.0.{vmid - 400}/24"}
+    return {"vmid": vmid, "clone": FROM_SOURCE, "config": {"hostname": f"ct{vmid}", "memory": vmid - 300, "net0": net}}
+
+
+@pytest.fixture
+def many() -> Iterator[range]:
+    vmids = range(520, 540)
+    destroy(*vmids)
+    yield vmids
+    destroy(*vmids)
+
+
+def assert_cloned(runs: dict[str, dict], results: dict[str, dict]) -> None:
+    assert [result.get("msg") for result in results.values()] == [None] * len(results)
+    macs = set()
+    for options in runs.values():
+        there = values(options["vmid"])
+        assert kind_of(options["vmid"]) == "stopped"
+        assert (there["hostname"], there["memory"]) == (options["config"]["hostname"], str(options["config"]["memory"]))
+        assert "lock" not in there and len(volumes(options["vmid"])) == 1
+        net = dict(part.split("=") for part in there["net0"].split(","))
+        assert net["ip"] == options["config"]["net0"]["ip"]
+        macs.add(net["hwaddr"])
+    assert len(macs) == len(runs)
+    assert "lock" not in values(SOURCE)
+
+
+def test_twenty_clones_of_one_template_at_once(many):
+    """Proxmox refuses parallel clones of a source; each waits for its turn and clones once."""
+    runs = {str(vmid): declared_clone(vmid) for vmid in many}
+    before = end_of_log(PCT_CALLS)
+    results = all_at_once(runs)
+    called = since(PCT_CALLS, before)
+    assert_cloned(runs, results)
+    assert [len(re.findall(rf" clone {SOURCE} {vmid}\b", called)) for vmid in many] == [1] * 20
+    assert [len(re.findall(rf" set {vmid} ", called)) for vmid in many] == [1] * 20
+    again = all_at_once(runs)
+    assert [result.get("changed") for result in again.values()] == [False] * 20
+
+
+def test_four_clones_at_once_through_the_api(many):
+    """It has no turn to wait for: who comes too early asks again."""
+    runs = {str(vmid): declared_clone(vmid) for vmid in many[:4]}
+    before = end_of_log(API_CALLS)
+    with through("api"):
+        assert_cloned(runs, all_at_once(runs))
+    assert len(re.findall(rf"POST \S+/lxc/{SOURCE}/clone", since(API_CALLS, before))) >= 4
+
+
+# --- two writers ----------------------------------------------------------------------------------------------------
+
+
+def test_two_runs_with_different_keys_at_once(one):
+    """Neither overwrites what the other wrote, in 15 rounds."""
+    make(one)
+    for number in range(15):
+        keys = [{"memory": 200 + number, "cores": 1 + number % 2}, {"swap": 300 + number, "tags": f"round{number}"}]
+        runs = {str(index): {"vmid": one, "config": config} for index, config in enumerate(keys)}
+        results = all_at_once(runs)
+        assert [result.get("msg") for result in results.values()] == [None, None]
+        there = values(one)
+        wanted = {key: str(value) for config in keys for key, value in config.items()}
+        assert {key: there.get(key) for key in wanted} == wanted
+    assert set(there) == {*wanted, "arch", "hostname", "ostype", "rootfs", "unprivileged"}
+
+
+def test_two_runs_with_the_same_key_at_once(one):
+    """One of the two values is there, and the rest is untouched, in 15 rounds."""
+    make(one)
+    rest = {key: value for key, value in values(one).items() if key != "memory"}
+    for number in range(15):
+        choices = (200 + number, 300 + number)
+        runs = {str(memory): {"vmid": one, "config": {"memory": memory}} for memory in choices}
+        results = all_at_once(runs)
+        assert [result.get("msg") for result in results.values()] == [None, None]
+        there = values(one)
+        assert int(there.pop("memory")) in choices
+        assert there == rest
+
+
+# --- volumes, mounts ------------------------------------------------------------------------------------------------
+
+
+def test_a_volume_is_one_volume_ever(one):
+    """Fault of the old system: a 50 GB volume more on every run."""
+    make(one, "running")
+    options = {"vmid": one, "state": "started"}
+    mounts = [{"mp": "/data", "storage": "local-btrfs", "size_gb": 1}]
+    converge(mounts=mounts, **options)
+    there = volumes(one)
+    assert len(there) == 2
+    inside(one, "echo kept >/data/file")
+    converge(mounts=[], **options)
+    assert [key for key in values(one) if key.startswith(("mp", "unused"))] == ["unused0"]
+    assert inside(one, "ls -A /data; mount | grep -c ' /data '; true") == "0"
+    converge(mounts=mounts, **options)
+    assert [key for key in values(one) if key.startswith(("mp", "unused"))] == ["mp0"]
+    assert inside(one, "cat /data/file") == "kept"
+    assert volumes(one) == there
+
+
+def test_the_owner_of_a_bind_mount_is_the_one_inside(one, folder):
+    make(one, "running")
+    mounts = [{"mp": "/srv/models", "source": str(folder), "owner_uid": 1000, "owner_gid": 1001}]
+    converge(vmid=one, state="started", mounts=mounts)
+    assert inside(one, "stat -c %u:%g /srv/models") == "1000:1001"
+    assert (folder.stat().st_uid, folder.stat().st_gid) == (101000, 101001)
+
+
+# --- releases -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "commands"), [("8.4", ["set", "reboot"]), ("9.1", ["set"])])
+def test_a_new_device_of_a_running_container(one, number, commands):
+    """Plugged into it from Proxmox VE 9.0 on; before that, it needs a restart."""
+    make(one, "running")
+    DEVICE.unlink(missing_ok=True)
+    os.mknod(DEVICE, 0o666 | stat.S_IFCHR, os.makedev(1, 5))
+    pid = pct("status", str(one), "--verbose").partition("pid: ")[2].split()[0]
+    with release(number):
+        done = converge(vmid=one, state="started", devices=[{"path": str(DEVICE)}])
+    assert names(done) == commands
+    assert inside(one, f"head -c 3 {DEVICE} | od -An -tx1") == "00 00 00"
+    is_same = pct("status", str(one), "--verbose").partition("pid: ")[2].split()[0] == pid
+    assert is_same is ("reboot" not in commands)
