@@ -14,12 +14,20 @@ description:
   - Enters with C(lxc-attach), or with C(pct exec) where that is missing. A task with pipelining is one process in the
     container and no call of C(pct).
   - The container's root runs the commands, with an environment of its own; nothing of the node's environment gets in.
+  - Files go through the same way as they are, without a temporary file on the node and without being held in memory.
+  - What a task runs in the container ends when the task is given up, by the keyword C(timeout), by C(Ctrl+C), a killed
+    Ansible or a closed SSH connection. It gets a V(TERM) and, after five seconds, a V(KILL). Tasks with C(async), and
+    what a task that ended by itself has left running, are not touched.
 notes:
   - The user on the node has to be root, as for C(pct) itself.
   - The node is reached with ansible-core's own P(ansible.builtin.ssh#connection) plugin. All of its variables
     (C(ansible_ssh_*) and those below), its environment variables and its section of C(ansible.cfg) apply to the node.
-  - With O(node_connection=ssh), a command inside that ends with 255 is taken for a lost connection, as with every host
-    that Ansible reaches by SSH.
+  - Become plugins work inside the container, those that ask for a password too, as long as they can read it without a
+    terminal (C(sudo), C(su)).
+  - The node learns that an SSH connection was cut without a word (a pulled cable) only when its SSH server asks for a
+    sign of life; see C(ClientAliveInterval) in C(sshd_config).
+extends_documentation_fragment:
+  - connection_pipelining
 options:
   vmid:
     description: CTID of the container.
@@ -98,11 +106,15 @@ EXAMPLES = r"""
       changed_when: false
 """
 
+import contextlib
 import os
+import posixpath
+import re
 import shlex
 import uuid
+from collections.abc import Iterator
 
-from ansible.errors import AnsibleConnectionFailure, AnsibleError, AnsibleFileNotFound
+from ansible.errors import AnsibleAuthenticationFailure, AnsibleConnectionFailure, AnsibleError, AnsibleFileNotFound
 from ansible.module_utils.common.text.converters import to_bytes, to_text
 from ansible.plugins.connection import ConnectionBase
 from ansible.plugins.loader import connection_loader
@@ -123,24 +135,123 @@ ENVIRONMENT = {
     "container": "lxc",
 }
 
+# One more variable is in it: a mark by which the node finds what a task has started inside.
+MARK = "PHOENIX_PCT_RUN"
+
 # What the ways in write on stderr when it may be them that failed. It may as well be the user's own command: the
 # container's state decides.
 _SUSPICIONS = (b"lxc-attach: ", b"Configuration file '", b"not running")
 
+# The node's shell functions that end a run. Only numbers are taken from ps: a process inside chooses its own name.
+# A child that dropped its environment (su, env -i) is known by its parent; nothing in the node's own PID namespace is
+# ever touched. As long as the way in is there ($$ waits for it), something may be starting that has no mark yet.
+_CUT = r"""
+members() {
+  marked=$(grep -lsxzF "$MARK=$run" /proc/[0-9]*/environ | tr -dc '0-9\n' | tr '\n' ' ')
+  ps -eo pid=,ppid=,stat= | awk -v seeds="$known $marked" '
+    $3 !~ /^Z/ { parent[$1] = $2 }
+    END {
+      split(seeds, seed, " "); for (i in seed) found[seed[i]] = 1
+      do { more = 0; for (p in parent) if (!(p in found) && parent[p] in found) more = found[p] = 1 } while (more)
+      for (p in parent) if (p in found) print p
+    }' | while read -r pid; do
+    space=$(readlink "/proc/$pid/ns/pid") && [ "$space" != "$own" ] && echo "$pid"
+  done
+}
+cut_off() {
+  own=$(readlink /proc/self/ns/pid); known=; told=' '; round=0
+  while [ $((round += 1)) -le 70 ]; do
+    known=$(members | tr '\n' ' ')
+    [ "$known" ] || kill -0 $$ || return 0
+    for pid in $known; do
+      case $told in
+        *" $pid "*) [ $round -le 50 ] || kill -KILL "$pid";;
+        *) told="$told$pid "; kill -TERM "$pid";;
+      esac
+    done
+    sleep 0.1
+  done
+}
+"""
+
+# Over SSH, stdin is the sign of life. It brings lines (a password that somebody inside asks for), then the mark and a
+# number of bytes, these bytes, and the word that it will be held open: then its end means that the session was cut.
+# Without that word the end is only the end of the input.
+_FEED = r"""
+feed() {
+  trap '' HUP INT TERM
+  while IFS= read -r line; do
+    case $line in
+      "$mark "*)
+        [ "${line#* }" = 0 ] || head -c "${line#* }"
+        exec >&-
+        IFS= read -r line && [ "$line" = held ] || exit 0
+        read -r line
+        break;;
+      *) printf '%s\n' "$line";;
+    esac
+  done
+  cut_off
+}
+"""
+
+_HELD = b"held\n"
+
 
 def enter(vmid: int, command: str) -> str:
-    """The node's shell command that runs a shell command inside a container, as one chain of exec.
+    """The node's shell command that runs a shell command inside a container.
 
     :param vmid: the container's CTID
-    :param command: for the container's /bin/sh
+    :param command: for the container's /bin/sh. The shell's variable C(run) is the mark it gets
     """
     inside = shlex.join(["env", "-i", *(f"{key}={value}" for key, value in ENVIRONMENT.items())])
-    inside += " /bin/sh -c " + shlex.quote(command)
-    # The caller's folder means nothing inside, but lxc-attach would go there if the container has one of that name.
+    inside += f' {MARK}="$run" /bin/sh -c ' + shlex.quote(command)
     return (
-        f"cd /; if command -v lxc-attach >/dev/null 2>&1; then exec lxc-attach -n {vmid} --clear-env -- {inside}; "
-        f"else exec pct exec {vmid} -- {inside}; fi"
+        f"if command -v lxc-attach >/dev/null; then exec lxc-attach -n {vmid} --clear-env -- {inside}; "
+        f"elif command -v pct >/dev/null; then exec pct exec {vmid} -- {inside}; "
+        'else echo "$mark noway" >&2; exit 254; fi'
     )
+
+
+def guarded(vmid: int, command: str, mark: str, alive: str = "") -> str:
+    """The node's shell script that enters a container, and ends what it ran there when nobody waits for it any more.
+
+    An exit code of 255, which ssh keeps for itself, comes as 254 with a line on stderr.
+
+    :param mark: a random word
+    :param alive: a file to be read whose end means that nobody waits; without it, that is stdin, read by _FEED
+    """
+    # The caller's folder means nothing inside, but lxc-attach would go there if the container has one of that name.
+    # The node's shell adds its own PID to the mark: a second try is another run.
+    script = f"cd /; mark={mark}; run=$mark.$$; MARK={MARK}{_CUT}"
+    way_in = enter(vmid, command)
+    if alive:
+        script += f"{{ trap '' HUP INT TERM; read -r line; cut_off; }} <{alive} >/dev/null 2>&1 &\n({way_in})"
+    else:
+        script += f"{_FEED}exec 3<&0\n{{ feed <&3 3<&- 2>/dev/null & }} | {{ exec 3<&-; {way_in}; }}"
+    return script + '\nrc=$?; [ $rc -ne 255 ] || { echo "$mark 255" >&2; rc=254; }; exit $rc'
+
+
+def put_script(path: str, size: int) -> str:
+    """The container's shell script that makes its stdin a file, which is there whole or not at all.
+
+    :param size: what the file has at least. An input that ends earlier was cut off
+    """
+    path = path if path.startswith("/") else f"./{path}"
+    # A name of its own length: one that is as long as names can be must not become longer.
+    part = shlex.quote(posixpath.join(posixpath.dirname(path), f".ansible-pct-{uuid.uuid4().hex[:12]}"))
+    to = shlex.quote(path)
+    return (
+        f"if [ -e {to} ] && ! [ -f {to} ]; then echo 'the destination is there and is not a file' >&2; exit 1; fi; "
+        f"if cat >{part}; then if [ $(wc -c <{part}) -ge {size} ]; then mv -f {part} {to} && exit 0; "
+        f"else echo 'it ended before all of it had arrived' >&2; fi; fi; rm -f {part}; exit 1"
+    )
+
+
+def fetch_script(path: str, mark: str) -> str:
+    """The container's shell script that writes a file to stdout, and to stderr how much there is of it."""
+    path = shlex.quote(path if path.startswith("/") else f"./{path}")
+    return f'cat {path} && echo "{mark} $(stat -Lc %s {path})" >&2'
 
 
 class Connection(ConnectionBase):
@@ -171,6 +282,14 @@ class Connection(ConnectionBase):
 
     # --- the node ---------------------------------------------------------------------------------------------------
 
+    @property
+    def _is_local(self) -> bool:
+        return self.get_option("node_connection") == "local"
+
+    @property
+    def _node_name(self) -> str:
+        return "this node" if self._is_local else self.get_option("node_host") or self._play_context.remote_addr
+
     def _node_connection(self) -> ConnectionBase:
         """ansible-core's plugin for the node, with the options that the container's variables give."""
         if self._node is None:
@@ -180,26 +299,72 @@ class Connection(ConnectionBase):
                     "entering a container needs root on the node, and Ansible runs here as another user; run it as "
                     "root, or reach the node by SSH as root (ansible_pct_node_connection: ssh)"
                 )
-            # The inner plugin must not wrap anything in `become`: that happens inside the container.
             self._node = connection_loader.get(f"ansible.builtin.{name}", self._play_context, shell=self._shell)
             self._node.set_options(var_options=self._variables)
+            if name == "local":
+                # For become: a terminal as stdin would garble what comes out of lxc-attach (lxc#3879).
+                self._node.set_option("pipelining", True)
+            else:
+                _hold_open(self._node)
         return self._node
 
-    def _on_node(self, command: str, in_data: bytes | None = None) -> tuple[int, bytes, bytes]:
-        # Not "sudoable": that would make ssh ask for a terminal, which garbles piped output (lxc#3879).
-        return self._node_connection().exec_command(
-            "/bin/sh -c " + shlex.quote(command), in_data=in_data, sudoable=False
-        )
+    def _on_node(self, script: str, in_data: bytes | None = None, sudoable: bool = False) -> tuple[int, bytes, bytes]:
+        """Run a shell script on the node. With C(sudoable), the become plugin's prompt is answered."""
+        node = self._node_connection()
+        node.set_become_plugin(self.become)
+        with self._node_problems():
+            return node.exec_command("/bin/sh -c " + shlex.quote(script), in_data=in_data, sudoable=sudoable)
+
+    def _stream(self, script: str, redirection: str, in_data: bytes | None = None) -> tuple[int, bytes, bytes]:
+        """Run a shell script on the node, its stdin or stdout being a file of the control node.
+
+        ansible-core's ssh plugin holds in memory what goes in and out. It makes the command and runs it here too, with
+        all of its options, but the shell has opened the file before it becomes ssh.
+        """
+        if self._is_local:
+            return self._on_node(f"exec {redirection}\n{script}", in_data)
+        node = self._node_connection()
+        node.host = self._node_name
+        ssh = node.get_option("ssh_executable")
+        command = node._build_command(ssh, "ssh", node.host, "/bin/sh -c " + shlex.quote(script))
+        # What stands before ssh is sshpass with its own arguments.
+        at = command.index(to_bytes(ssh))
+        command[at:at] = [b"/bin/sh", b"-c", to_bytes(f'exec "$@" {redirection}'), b"sh"]
+        with self._node_problems():
+            return node._run(command, in_data, sudoable=False)
+
+    @contextlib.contextmanager
+    def _node_problems(self) -> Iterator[None]:
+        """Failures of the way to the node say that it is the node, not the container."""
+        try:
+            yield
+        except AnsibleAuthenticationFailure:
+            raise
+        except AnsibleConnectionFailure as error:
+            raise AnsibleConnectionFailure(self._unreachable(to_text(error.message).strip())) from None
+
+    def _unreachable(self, words: str) -> str:
+        node, vmid = self._node_name, self.get_option("vmid")
+        if re.search("privilege escalation|become", words):
+            return f"container {vmid}: {words}"
+        if re.search("timed out", words, re.IGNORECASE):
+            said = f"node {node} did not answer in time (ansible_ssh_timeout)"
+        elif re.search(r"closed|broken pipe|reset by peer|from master failed|:\s*$", words, re.IGNORECASE):
+            said = f"the SSH connection to node {node} was lost"
+        else:
+            said = f"node {node} cannot be reached by SSH"
+        return f"{said}; container {vmid} is entered from there. {words}"
 
     def _state_problem(self) -> str:
         """One sentence when the container can't be entered, "" when it can be."""
-        vmid = self.get_option("vmid")
-        node = "this node" if self.get_option("node_connection") == "local" else self.get_option("node_host")
+        vmid, node = self.get_option("vmid"), self._node_name
         script = (
-            f"test -e /etc/pve/lxc/{vmid}.conf || echo missing; "
-            f"grep -q '@/var/lib/lxc/{vmid}/command$' /proc/net/unix || echo stopped"
+            f"if [ $(id -u) != 0 ]; then echo user; elif ! [ -e /etc/pve/lxc/{vmid}.conf ]; then echo missing; "
+            f"elif ! grep -q '@/var/lib/lxc/{vmid}/command$' /proc/net/unix; then echo stopped; fi"
         )
         said = to_text(self._on_node(script)[1])
+        if "user" in said:
+            return f"entering a container needs root on {node}; set ansible_user to root"
         if "missing" in said:
             return (
                 f"container {vmid} does not exist on {node} (there is no /etc/pve/lxc/{vmid}.conf); run site.yml for "
@@ -208,6 +373,40 @@ class Connection(ConnectionBase):
         if "stopped" in said:
             return f"container {vmid} is not running on {node}; start it with: pct start {vmid}"
         return ""
+
+    # --- the container ----------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _way_in(self, command: str, mark: str, in_data: bytes | None = None) -> Iterator[tuple[str, bytes | None]]:
+        """A script for the node that runs a command inside until this block is left, and its input."""
+        if not self._is_local:
+            data = in_data or b""
+            # Never empty: then ssh gets no terminal, and its stdin stays open until it has ended.
+            yield guarded(self.get_option("vmid"), command, mark), b"%s %d\n%s" % (mark.encode(), len(data), data)
+            return
+        alive, ours = os.pipe()
+        try:
+            # By this name the node's shell opens it anew, and this process alone holds the other end.
+            yield guarded(self.get_option("vmid"), command, mark, f"/proc/{os.getpid()}/fd/{alive}"), in_data
+        finally:
+            os.close(ours)
+            os.close(alive)
+
+    def _result(self, mark: str, rc: int, out: bytes, err: bytes) -> tuple[int, bytes, bytes]:
+        """What the command said, without what the script on the node said."""
+        if rc == 254 and b"%s noway\n" % mark.encode() in err:
+            raise AnsibleConnectionFailure(
+                f"there is neither lxc-attach nor pct on {self._node_name}; it is not a Proxmox VE node, or PATH of "
+                "its root has no /usr/bin and /usr/sbin"
+            )
+        line = b"%s 255\n" % mark.encode()
+        if rc == 254 and line in err:
+            rc, err = 255, err.replace(line, b"")
+        if rc != 0 and any(word in err for word in _SUSPICIONS):
+            problem = self._state_problem()
+            if problem:
+                raise AnsibleConnectionFailure(problem)
+        return rc, out, err
 
     # --- what Ansible asks of a connection --------------------------------------------------------------------------
 
@@ -219,56 +418,55 @@ class Connection(ConnectionBase):
 
     def exec_command(self, cmd: str, in_data: bytes | None = None, sudoable: bool = True) -> tuple[int, bytes, bytes]:
         super().exec_command(cmd, in_data=in_data, sudoable=sudoable)
-        vmid = self.get_option("vmid")
-        display.vvv(f"ENTER {vmid}: {to_text(cmd)}", host=f"ctid {vmid}")
-        rc, out, err = self._on_node(enter(vmid, to_text(cmd)), in_data)
-        if rc != 0 and any(word in err for word in _SUSPICIONS):
-            problem = self._state_problem()
-            if problem:
-                raise AnsibleConnectionFailure(problem)
-        return rc, out, err
+        display.vvv(f"ENTER {self.get_option('vmid')}: {to_text(cmd)}", host=f"ctid {self.get_option('vmid')}")
+        mark = uuid.uuid4().hex
+        with self._way_in(to_text(cmd), mark, in_data) as (script, data):
+            result = self._on_node(script, data, sudoable)
+        return self._result(mark, *result)
 
     def put_file(self, in_path: str, out_path: str) -> None:
         super().put_file(in_path, out_path)
-        if not os.path.exists(to_bytes(in_path, errors="surrogate_or_strict")):
+        source = os.path.abspath(in_path)
+        if not os.path.exists(to_bytes(source, errors="surrogate_or_strict")):
             raise AnsibleFileNotFound(f"the file to copy into the container does not exist: {in_path}")
-        # Complete or not there: a connection that breaks leaves no half a file under the name.
-        part = f"{out_path}.{uuid.uuid4().hex[:8]}.part"
-        script = (
-            f"cat >{shlex.quote(part)} && mv -fT -- {shlex.quote(part)} {shlex.quote(out_path)} "
-            f"|| {{ rm -f -- {shlex.quote(part)}; exit 1; }}"
+        mark = uuid.uuid4().hex
+        script = f"cd /; mark={mark}; run=$mark.$$; " + enter(
+            self.get_option("vmid"), put_script(out_path, os.path.getsize(to_bytes(source)))
         )
-        with _OnNode(self, in_path) as there:
-            if not there.is_local:
-                self._node_connection().put_file(in_path, there.path)
-            self._copy(f"{{ {enter(self.get_option('vmid'), script)}; }} <{shlex.quote(there.path)}", in_path, out_path)
+        result = self._result(mark, *self._stream(script, f"<{shlex.quote(source)}"))
+        self._check_copy(in_path, out_path, *result)
 
     def fetch_file(self, in_path: str, out_path: str) -> None:
         super().fetch_file(in_path, out_path)
-        script = f"exec cat -- {shlex.quote(in_path)}"
         # A file that is here already is replaced only by a whole one.
-        part = f"{out_path}.{uuid.uuid4().hex[:8]}.part"
+        target = os.path.abspath(out_path)
+        part = os.path.join(os.path.dirname(target), f".ansible-pct-{uuid.uuid4().hex[:12]}")
+        mark = uuid.uuid4().hex
         try:
-            with _OnNode(self, part) as there:
-                command = f"{{ {enter(self.get_option('vmid'), script)}; }} >{shlex.quote(there.path)}"
-                self._copy(command, in_path, out_path)
-                if not there.is_local:
-                    self._node_connection().fetch_file(there.path, part)
-            os.replace(part, out_path)
+            with self._way_in(fetch_script(in_path, mark), mark) as (script, data):
+                result = self._stream(script, f">{shlex.quote(part)}", data)
+            rc, out, err = self._result(mark, *result)
+            self._check_copy(in_path, out_path, rc, out, err)
+            size = re.search(rb"%s (\d+)" % mark.encode(), err)
+            if size is None or os.path.getsize(part) < int(size[1]):
+                raise AnsibleError(f"fetching {in_path} from container {self.get_option('vmid')} ended too early")
+            os.replace(part, target)
         finally:
-            if os.path.exists(part):
+            with contextlib.suppress(FileNotFoundError):
                 os.unlink(part)
 
-    def _copy(self, command: str, in_path: str, out_path: str) -> None:
-        rc, out, err = self._on_node(command)
-        if rc != 0:
-            problem = self._state_problem()
-            if problem:
-                raise AnsibleConnectionFailure(problem)
-            raise AnsibleError(
-                f"copying {in_path} to {out_path} (container {self.get_option('vmid')}) failed with exit code {rc}: "
-                f"{to_text(err).strip() or to_text(out).strip() or 'no message'}"
-            )
+    def _check_copy(self, in_path: str, out_path: str, rc: int, out: bytes, err: bytes) -> None:
+        if rc == 0:
+            return
+        problem = self._state_problem()
+        if problem:
+            raise AnsibleConnectionFailure(problem)
+        vmid = self.get_option("vmid")
+        words = to_text(err).strip() or to_text(out).strip() or "no message"
+        advice = f"; make room there, or see: pct df {vmid}" if "No space left on device" in words else ""
+        raise AnsibleError(
+            f"copying {in_path} to {out_path} (container {vmid}) failed with exit code {rc}: {words}{advice}"
+        )
 
     def reset(self) -> None:
         if self._node is not None and hasattr(self._node, "reset"):
@@ -280,20 +478,19 @@ class Connection(ConnectionBase):
         self._connected = False
 
 
-class _OnNode:
-    """Where a file of the control node is found on the node: itself, or a temporary file that goes away again."""
+class _HeldOpen:
+    """A stdin that isn't closed after its input, as long as its command runs."""
 
-    def __init__(self, connection: Connection, path: str) -> None:
-        self._connection = connection
-        self.is_local = connection.get_option("node_connection") == "local"
-        self.path = os.path.abspath(path) if self.is_local else f"/var/tmp/ansible-pct-{uuid.uuid4().hex}"
+    def __init__(self, file) -> None:
+        self._file = file
+        self.write = file.write
 
-    def __enter__(self) -> _OnNode:
-        if not self.is_local:
-            # Nobody else on the node may read what is passing through.
-            self._connection._on_node(f"umask 077 && : >{self.path}")
-        return self
+    def close(self) -> None:
+        self._file.write(_HELD)
+        self._file.flush()
 
-    def __exit__(self, *exception) -> None:
-        if not self.is_local:
-            self._connection._on_node(f"rm -f {self.path}")
+
+def _hold_open(ssh: ConnectionBase) -> None:
+    """Have ansible-core's ssh plugin keep stdin open until the command has ended, or the task is given up."""
+    send = ssh._send_initial_data
+    ssh._send_initial_data = lambda file, in_data, process: send(_HeldOpen(file), in_data, process)

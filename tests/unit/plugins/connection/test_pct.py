@@ -32,36 +32,43 @@ class FakeNode:
         self.folder = folder
         self.commands: list[str] = []
         self.state = ""
-        self.files: list[tuple] = []
         (folder / "bin").mkdir()
         (folder / "bin" / way_in).write_text(STAND_IN)
         (folder / "bin" / way_in).chmod(0o755)
-        for tool in ("sh", "dirname", "env", "cat", "mv", "rm", "id"):
+        for tool in ("sh", "dirname", "env", "cat", "mv", "rm", "wc", "stat", "head"):
             (folder / "bin" / tool).symlink_to(f"/bin/{tool}" if os.path.exists(f"/bin/{tool}") else f"/usr/bin/{tool}")
 
+    def set_become_plugin(self, plugin):
+        self.become = plugin
+
+    def get_option(self, name):
+        assert name == "ssh_executable"
+        return "ssh"
+
     def exec_command(self, command, in_data=None, sudoable=True):
-        assert sudoable is False
-        self.commands.append(command)
-        if "/proc/net/unix" in command:
+        return self._run(["/bin/sh", "-c", command], in_data, sudoable)
+
+    def _build_command(self, binary, subsystem, host, command):
+        """The node's command as ssh would run it, with what may stand before ssh."""
+        assert (binary, subsystem, host) == ("ssh", "ssh", "pve")
+        ssh = self.folder / "bin" / "ssh"
+        ssh.write_text('#!/bin/sh\nexec /bin/sh -c "$1"\n')
+        ssh.chmod(0o755)
+        return [b"env", b"ssh", command.encode()]
+
+    def _run(self, command, in_data=None, sudoable=True):
+        self.commands.append(" ".join(map(str, command)))
+        if any("/proc/net/unix" in str(word) for word in command):
             return 0, self.state.encode(), b""
         done = subprocess.run(
-            ["/bin/sh", "-c", command],
+            command,
+            # As ssh gets it: nothing is sent after the input, so it is no sign of life.
             input=in_data or b"",
             capture_output=True,
-            env={"PATH": str(self.folder / "bin"), "PHOENIX_SECRET": "of the node"},
+            env={"PATH": str(self.folder / "bin"), "PHOENIX_SECRET": "of the node", "odd.name": "x"},
             check=False,
         )
         return done.returncode, done.stdout, done.stderr
-
-    def put_file(self, in_path, out_path):
-        self.files.append(("put", in_path, out_path))
-        with open(in_path, "rb") as source, open(out_path, "wb") as target:
-            target.write(source.read())
-
-    def fetch_file(self, in_path, out_path):
-        self.files.append(("fetch", in_path, out_path))
-        with open(in_path, "rb") as source, open(out_path, "wb") as target:
-            target.write(source.read())
 
     def _connect(self):
         return self
@@ -124,8 +131,13 @@ class TestEnter:
         out = connection.exec_command("/usr/bin/env")[1].decode()
         environment = dict(line.split("=", 1) for line in out.splitlines())
         environment.pop("PWD", None)
+        mark = environment.pop(pct.MARK)
+        assert len(mark) > 32
         assert {key: environment[key] for key in pct.ENVIRONMENT} == pct.ENVIRONMENT
         assert not set(environment) - set(pct.ENVIRONMENT) - {"_", "SHLVL", "OLDPWD"}
+
+    def test_each_run_has_a_mark_of_its_own(self, connection):
+        assert connection.exec_command(f"echo ${pct.MARK}")[1] != connection.exec_command(f"echo ${pct.MARK}")[1]
 
     def test_one_way_in_for_each_command(self, connection, way_in):
         connection.exec_command("true")
@@ -133,7 +145,7 @@ class TestEnter:
         assert len(calls) == 1
         assert calls[0].startswith("-n 700 --clear-env -- " if way_in == "lxc-attach" else "exec 700 -- ")
 
-    @pytest.mark.parametrize("code", [0, 1, 2, 127])
+    @pytest.mark.parametrize("code", [0, 1, 2, 127, 254, 255])
     def test_exit_code_outputs_and_input(self, connection, code):
         rc, out, err = connection.exec_command(f"cat; echo err >&2; exit {code}", in_data=b"a\0b\xff")
         assert (rc, out, err) == (code, b"a\0b\xff", b"err\n")
@@ -185,12 +197,42 @@ class TestFiles:
         assert os.listdir(tmp_path / "there") == [name]
         assert sorted(os.listdir(tmp_path)) == sorted([f"in{name}", f"out{name}", "there", "node"])
 
-    def test_nothing_stays_on_the_node(self, connection, tmp_path):
+    def test_one_command_on_the_node_and_no_file_there(self, connection, tmp_path):
         (tmp_path / "file").write_text("x")
         connection.put_file(str(tmp_path / "file"), str(tmp_path / "to"))
-        on_node = [path for _what, _from, path in connection.fake.files]
-        assert len(on_node) == (0 if connection.get_option("node_connection") == "local" else 1)
-        assert not any(os.path.exists(path) for path in on_node)
+        connection.fetch_file(str(tmp_path / "to"), str(tmp_path / "back"))
+        assert len(connection.fake.commands) == 2
+        assert not any("/var/tmp" in command for command in connection.fake.commands)
+
+    def test_a_name_as_long_as_names_can_be(self, connection, tmp_path):
+        (tmp_path / "file").write_text("x")
+        connection.put_file(str(tmp_path / "file"), str(tmp_path / ("n" * 255)))
+        connection.fetch_file(str(tmp_path / ("n" * 255)), str(tmp_path / ("m" * 255)))
+        assert (tmp_path / ("m" * 255)).read_text() == "x"
+
+    def test_a_put_that_was_cut_off_leaves_what_was_there(self, tmp_path):
+        (tmp_path / "to").write_text("old")
+        done = subprocess.run(
+            ["/bin/sh", "-c", pct.put_script(str(tmp_path / "to"), 5)], input=b"new", capture_output=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (1, b"it ended before all of it had arrived\n")
+        assert (tmp_path / "to").read_text() == "old"
+        assert os.listdir(tmp_path) == ["to"]
+
+    def test_a_device_is_not_replaced(self, connection, tmp_path):
+        (tmp_path / "file").write_text("x")
+        with pytest.raises(AnsibleError, match="is not a file"):
+            connection.put_file(str(tmp_path / "file"), "/dev/null")
+        assert not os.path.isfile("/dev/null")
+
+    def test_a_fetch_that_brought_too_little_leaves_what_was_there(self, connection, tmp_path, monkeypatch):
+        """ssh's own exit code is 0 when the disk here gets full with the last bytes."""
+        (tmp_path / "file").write_text("all of it")
+        (tmp_path / "kept").write_text("kept")
+        monkeypatch.setattr(pct.os.path, "getsize", lambda path: 3)
+        with pytest.raises(AnsibleError, match=r"fetching .* from container 700 ended too early"):
+            connection.fetch_file(str(tmp_path / "file"), str(tmp_path / "kept"))
+        assert (tmp_path / "kept").read_text() == "kept"
 
     def test_a_failed_put_leaves_what_was_there(self, connection, tmp_path):
         (tmp_path / "file").write_text("new")
@@ -198,14 +240,14 @@ class TestFiles:
         with pytest.raises(AnsibleError, match=r"copying .* \(container 700\) failed with exit code 1: "):
             connection.put_file(str(tmp_path / "file"), str(tmp_path / "folder"))
         assert os.listdir(tmp_path / "folder") == []
-        assert not [name for name in os.listdir(tmp_path) if name.endswith(".part")]
+        assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
 
     def test_a_failed_fetch_leaves_what_was_there(self, connection, tmp_path):
         (tmp_path / "kept").write_text("kept")
         with pytest.raises(AnsibleError, match="No such file"):
             connection.fetch_file(str(tmp_path / "none"), str(tmp_path / "kept"))
         assert (tmp_path / "kept").read_text() == "kept"
-        assert not [name for name in os.listdir(tmp_path) if name.endswith(".part")]
+        assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
 
     def test_a_missing_source(self, connection, tmp_path):
         with pytest.raises(AnsibleFileNotFound, match="does not exist"):
