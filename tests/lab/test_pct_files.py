@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -12,59 +13,25 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
+import lab_modules
 import pytest
+from lab_modules import ROOT, create, destroy, pct, require_lab, result_of, wait_until
 
 pytestmark = pytest.mark.lab
 
-ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = Path("/etc/pve/lxc")
-OSTEMPLATE = "local:vztmpl/debian-12-lab_12_amd64.tar.zst"
 VMID, STOPPED, MISSING = 820, 821, 829
+call = functools.partial(lab_modules.call, vmid=VMID)
+failed = functools.partial(lab_modules.failed, vmid=VMID)
+failure = functools.partial(lab_modules.failure, vmid=VMID)
 # What a shell, an option parser, a pattern or a line-wise reader would take for something else.
 ODD_NAMES = ["a b", "it's", 'say "x"', "two\nlines", "end\n", "-rf", "--", "*", "?[a]", "$HOME", "`id`", "ä€𝄞", "a\\nb"]
 ODD_NAMES += [";ls", "a=b", "#", "~root", "%s", ".hidden", "x" * 255]
 
 
-def start_module(name: str, options: dict, check: bool = False, **variables: str) -> subprocess.Popen:
-    """A module of the collection in a process of its own, as Ansible runs it on a node."""
-    arguments = {"vmid": VMID, **options, "_ansible_check_mode": check, "_ansible_diff": True}
-    process = subprocess.Popen(
-        [sys.executable, "-m", f"ansible_collections.phoenix.hypervisor.plugins.modules.{name}"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT / ".ansible/collections"), **variables},
-    )
-    assert process.stdin is not None
-    process.stdin.write(json.dumps({"ANSIBLE_MODULE_ARGS": arguments}))
-    process.stdin.close()
-    process.stdin = None
-    return process
-
-
-def result_of(process: subprocess.Popen) -> dict:
-    """What a module returned. A traceback never reaches a user."""
-    out, err = process.communicate(timeout=240)
-    assert "Traceback" not in out + err, out + err
-    return json.loads(out)
-
-
-def call(name: str, check: bool = False, **options) -> dict:
-    """A module run that must succeed."""
-    result = result_of(start_module(name, options, check))
-    assert not result.get("failed"), result["msg"]
-    return result
-
-
-def failure(name: str, **options) -> dict:
-    """A module run that must fail."""
-    result = result_of(start_module(name, options))
-    assert result.get("failed"), result
-    return result
+def start_module(name: str, options: dict, **variables: str) -> subprocess.Popen:
+    return lab_modules.start_module(name, False, {"vmid": VMID, **options}, **variables)
 
 
 def inside(*argv: str, data: bytes | None = None) -> str:
@@ -91,13 +58,6 @@ def leftovers(folder: str) -> str:
     return shell(f"ls -A {folder} | grep pct_ || true")
 
 
-def eventually(condition: Callable[[], object], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.05)
-
-
 def running_inside(word: str) -> list[str]:
     """Command lines in the container that have a word in them, as its own root sees them."""
     script = (
@@ -109,25 +69,13 @@ def running_inside(word: str) -> list[str]:
 @pytest.fixture(scope="module", autouse=True)
 def containers() -> Iterator[None]:
     """A container that runs and one that doesn't; gone afterwards, also when a test fails."""
-    if not Path("/etc/pve/.phoenix-lab").exists():
-        pytest.skip("the lab is not up (make lab-up)")
-
-    def pct(*words: str) -> None:
-        subprocess.run(["pct", *words], check=True, timeout=120, stdin=subprocess.DEVNULL, capture_output=True)
-
-    def remove() -> None:
-        for vmid in (VMID, STOPPED):
-            if (CONFIGS / f"{vmid}.conf").exists():
-                pct("destroy", str(vmid), "--force")
-
-    remove()
+    require_lab()
     for vmid in (VMID, STOPPED):
-        words = ["--storage", "local-btrfs", "--rootfs", "local-btrfs:2", "--unprivileged", "1", "--memory", "256"]
-        pct("create", str(vmid), OSTEMPLATE, "--hostname", f"c{vmid}", "--features", "nesting=1", *words)
+        create(vmid)
     pct("start", str(VMID))
-    eventually(lambda: "systemd" in shell("cat /proc/1/comm"))
+    wait_until(lambda: "systemd" in shell("cat /proc/1/comm"))
     yield
-    remove()
+    destroy(VMID, STOPPED)
 
 
 @pytest.fixture
@@ -156,10 +104,10 @@ def small_disk() -> Iterator[str]:
 )
 class TestState:
     def test_a_container_that_does_not_run(self, module, options):
-        assert failure(module, **{**options, "vmid": STOPPED})["msg"].endswith(f"pct start {STOPPED}")
+        assert failure(module, vmid=STOPPED, **options).endswith(f"pct start {STOPPED}")
 
     def test_a_container_that_does_not_exist(self, module, options):
-        message = failure(module, **{**options, "vmid": MISSING})["msg"]
+        message = failure(module, vmid=MISSING, **options)
         assert f"CTID {MISSING} does not exist on this node" in message
 
 
@@ -176,9 +124,9 @@ class TestExec:
         assert call("pct_exec", cmd="pwd", chdir="/tmp")["stdout"] == "/tmp"
 
     def test_an_exit_code(self):
-        result = failure("pct_exec", cmd="echo why >&2; exit 7")
+        result = failed("pct_exec", cmd="echo why >&2; exit 7")
         assert (result["rc"], result["msg"]) == (7, f"CTID {VMID}: the command ended with 7: why")
-        assert failure("pct_exec", cmd="kill -9 $$")["rc"] == 137
+        assert failed("pct_exec", cmd="kill -9 $$")["rc"] == 137
 
     @pytest.mark.parametrize(
         ("options", "words"),
@@ -191,7 +139,7 @@ class TestExec:
         ],
     )
     def test_what_can_not_be_run(self, options, words):
-        assert words in failure("pct_exec", **options)["msg"]
+        assert words in failure("pct_exec", **options)
 
     def test_the_environment_is_its_own(self):
         names = {"PHOENIX_SECRET": "x", "LC_ALL": "C", "PATH": f"/opt/host:{os.environ['PATH']}", "HOME": "/opt/home"}
@@ -228,7 +176,7 @@ class TestExec:
         options = {"cmd": "touch /tmp/on; sleep 3", "environment": {"TOKEN": secret}, "stdin": f"{secret}-too"}
         shell("rm -f /tmp/on")
         process = start_module("pct_exec", options)
-        eventually(lambda: shell("ls /tmp/on 2>/dev/null || true"))
+        wait_until(lambda: shell("ls /tmp/on 2>/dev/null || true"))
         on_node = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
         assert "sleep 3" in on_node
         assert secret not in on_node
@@ -287,38 +235,42 @@ sleep 7106
 """
 
 
+def daemons(way: int) -> str:
+    """The same for one of several ways to end them at once."""
+    return DAEMONS.replace("710", f"71{way}").replace("begun", f"begun{way}")
+
+
 class TestEnds:
     """Everything that a command has started ends with it."""
 
     @pytest.fixture(autouse=True)
     def begun(self):
-        shell("rm -f /tmp/begun")
+        shell("rm -f /tmp/begun*")
 
     def test_when_its_time_is_up(self):
         begin = time.monotonic()
-        result = failure("pct_exec", cmd=DAEMONS, timeout=2)
+        result = failed("pct_exec", cmd=daemons(0), timeout=2)
         assert time.monotonic() - begin < 20
-        assert (result["rc"], result["stdout"]) == (124, "begun")
+        assert (result["rc"], result["stdout"]) == (124, "begun0")
         assert "still running after 2 s and was ended" in result["msg"]
         assert not running_inside("710[1-6]")
 
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-    def test_when_the_module_is_told_to_end(self, number):
-        process = start_module("pct_exec", {"cmd": DAEMONS})
-        eventually(lambda: shell("ls /tmp/begun 2>/dev/null || true") and running_inside("7103"))
-        assert len(running_inside("710[1-6]")) >= 6
-        process.send_signal(number)
-        result = result_of(process)
-        assert f"because this module got {number.name}" in result["msg"]
-        assert "begun" in result["stdout"]
-        assert not running_inside("710[1-6]")
-
-    def test_when_the_module_is_killed(self):
-        process = start_module("pct_exec", {"cmd": DAEMONS})
-        eventually(lambda: shell("ls /tmp/begun 2>/dev/null || true") and running_inside("7103"))
-        process.kill()
-        process.communicate()
-        eventually(lambda: not running_inside("710[1-6]"))
+    def test_when_the_module_is_told_to_end_or_killed(self):
+        """All at once: each command has some seconds to end by itself, and one of its programs never does."""
+        ways = dict(enumerate([signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL], 1))
+        processes = {way: start_module("pct_exec", {"cmd": daemons(way)}) for way in ways}
+        for way in ways:
+            wait_until(lambda way=way: shell(f"ls /tmp/begun{way} 2>/dev/null || true") and running_inside(f"71{way}3"))
+            assert len(running_inside(f"71{way}[1-6]")) >= 6
+        for way, number in ways.items():
+            processes[way].send_signal(number)
+        for way in (1, 2, 3):
+            result = result_of(processes[way])
+            assert f"because this module got {ways[way].name}" in result["msg"]
+            assert f"begun{way}" in result["stdout"]
+            assert not running_inside(f"71{way}[1-6]")
+        processes[4].communicate()
+        wait_until(lambda: not running_inside("714[1-6]"))
 
 
 class TestPush:
@@ -394,12 +346,12 @@ class TestPush:
     )
     def test_where_no_file_can_be(self, folder, dest, words):
         shell(f"ln -s /etc {folder}/link; mkfifo {folder}/pipe")
-        assert words.format(folder) in failure("pct_push", content="x", dest=dest.format(folder))["msg"]
+        assert words.format(folder) in failure("pct_push", content="x", dest=dest.format(folder))
 
     def test_what_is_no_file(self, folder, tmp_path):
         dest = f"{folder}/file"
-        assert "is a directory; name a regular file" in failure("pct_push", src=str(tmp_path), dest=dest)["msg"]
-        missing = failure("pct_push", src=f"{tmp_path}/none", dest=dest)["msg"]
+        assert "is a directory; name a regular file" in failure("pct_push", src=str(tmp_path), dest=dest)
+        missing = failure("pct_push", src=f"{tmp_path}/none", dest=dest)
         assert "none on the node can't be read: No such file or directory" in missing
         assert shell(f"ls -A {folder}") == ""
 
@@ -414,7 +366,7 @@ class TestPush:
         ],
     )
     def test_owners_and_modes_that_are_none(self, folder, options, words):
-        assert words in failure("pct_push", content="x", dest=f"{folder}/file", **options)["msg"]
+        assert words in failure("pct_push", content="x", dest=f"{folder}/file", **options)
         assert shell(f"ls -A {folder}") == ""
 
     def test_a_link_is_replaced(self, folder):
@@ -425,7 +377,7 @@ class TestPush:
     def test_a_full_disk(self, small_disk, tmp_path):
         put(f"{small_disk}/file", b"old")
         (tmp_path / "big").write_bytes(b"x" * 2_000_000)
-        message = failure("pct_push", src=str(tmp_path / "big"), dest=f"{small_disk}/file")["msg"]
+        message = failure("pct_push", src=str(tmp_path / "big"), dest=f"{small_disk}/file")
         assert "No space left on device" in message
         assert "what was there is untouched" in message
         assert get(f"{small_disk}/file") == b"old"
@@ -437,11 +389,11 @@ class TestPush:
         with open(tmp_path / "big", "wb") as big:
             big.truncate(1 << 30)
         process = start_module("pct_push", {"src": str(tmp_path / "big"), "dest": dest})
-        eventually(lambda: leftovers(folder))
+        wait_until(lambda: leftovers(folder))
         process.kill()
         process.communicate()
         assert get(dest) == b"old"
-        eventually(lambda: not running_inside("pct_push"))
+        wait_until(lambda: not running_inside("pct_push"))
         assert get(dest) == b"old"
         call("pct_push", content="new", dest=dest)
         assert (get(dest), leftovers(folder)) == (b"new", "")
@@ -465,7 +417,7 @@ class TestPush:
         with open(tmp_path / "big", "wb") as big:
             big.truncate(400_000_000)
         process = start_module("pct_push", {"src": str(tmp_path / "big"), "dest": f"{folder}/file"})
-        eventually(lambda: leftovers(folder))
+        wait_until(lambda: leftovers(folder))
         os.truncate(tmp_path / "big", 1000)
         message = result_of(process)["msg"]
         assert "bytes arrived that are not the 400000000 bytes that were sent" in message
@@ -560,13 +512,13 @@ class TestPull:
     )
     def test_what_is_no_file(self, folder, tmp_path, src, words):
         shell(f"mkfifo {folder}/pipe; ln -s none {folder}/dangling")
-        message = failure("pct_pull", src=src.format(folder), dest=f"{tmp_path}/file")["msg"]
+        message = failure("pct_pull", src=src.format(folder), dest=f"{tmp_path}/file")
         assert words.format(folder) in message
         assert list(tmp_path.iterdir()) == []
 
     def test_where_no_file_can_be(self, tmp_path):
-        assert "is a directory on the node" in failure("pct_pull", src="/etc/hostname", dest=str(tmp_path))["msg"]
-        message = failure("pct_pull", src="/etc/hostname", dest=f"{tmp_path}/none/file")["msg"]
+        assert "is a directory on the node" in failure("pct_pull", src="/etc/hostname", dest=str(tmp_path))
+        message = failure("pct_pull", src="/etc/hostname", dest=f"{tmp_path}/none/file")
         assert "none does not exist on the node; create it first" in message
 
     def test_links_are_followed_inside_only(self, folder, tmp_path):
@@ -590,7 +542,7 @@ class TestPull:
         inside("/bin/sh", "-c", f"({script}) >/dev/null 2>&1 & echo $! >{folder}/pid")
         (tmp_path / "file").write_text("old")
         try:
-            message = failure("pct_pull", src=f"{folder}/x", dest=f"{tmp_path}/file")["msg"]
+            message = failure("pct_pull", src=f"{folder}/x", dest=f"{tmp_path}/file")
         finally:
             shell(f"kill $(cat {folder}/pid)")
         assert "changes while it is read, and did so 3 times" in message
@@ -601,7 +553,7 @@ class TestPull:
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path], check=True)
         try:
             (tmp_path / "file").write_text("old")
-            message = failure("pct_pull", src=f"{folder}/big", dest=f"{tmp_path}/file")["msg"]
+            message = failure("pct_pull", src=f"{folder}/big", dest=f"{tmp_path}/file")
             assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "old")]
         finally:
             subprocess.run(["umount", tmp_path], check=True)
@@ -611,7 +563,7 @@ class TestPull:
         shell(f"truncate -s 1G {folder}/big")
         (tmp_path / "file").write_text("old")
         process = start_module("pct_pull", {"src": f"{folder}/big", "dest": f"{tmp_path}/file"})
-        eventually(lambda: any(path.name.startswith(".pct_pull.") for path in tmp_path.iterdir()))
+        wait_until(lambda: any(path.name.startswith(".pct_pull.") for path in tmp_path.iterdir()))
         process.kill()
         process.communicate()
         assert len(list(tmp_path.iterdir())) == 2

@@ -5,27 +5,24 @@
 
 from __future__ import annotations
 
+import functools
 import grp
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import lab_modules
 import pytest
+from lab_modules import api_options, create, destroy, pct, require_lab, through
 
 pytestmark = pytest.mark.lab
 
-ROOT = Path(__file__).resolve().parents[2]
-MODULE = "pct_firewall"
-CONFIGS = Path("/etc/pve/lxc")
 FIREWALLS = Path("/etc/pve/firewall")
-ACCESS = Path("/var/lib/phoenix-lab/api.json")
-OSTEMPLATE = "local:vztmpl/debian-12-lab_12_amd64.tar.zst"
 VMID = 850
 FILE = FIREWALLS / f"{VMID}.fw"
+call = functools.partial(lab_modules.call, "pct_firewall", vmid=VMID)
+failure = functools.partial(lab_modules.failure, "pct_firewall", vmid=VMID)
 NET = "name=eth0,bridge=vmbr0,firewall=1,ip=10.92.0.185/24"
 
 SSH = {"type": "in", "action": "SSH(ACCEPT)", "source": "192.168.10.0/24", "comment": "the office"}
@@ -45,8 +42,7 @@ LINES = {
 @pytest.fixture(scope="module", autouse=True)
 def containers() -> Iterator[None]:
     """One container for all; its firewall doesn't outlast it."""
-    if not Path("/etc/pve/.phoenix-lab").exists():
-        pytest.skip("the lab is not up (make lab-up)")
+    require_lab()
     create(VMID, "--net0", NET)
     yield
     for vmid in range(850, 860):
@@ -59,80 +55,11 @@ def no_rules() -> None:
     FILE.unlink(missing_ok=True)
 
 
-@pytest.fixture(scope="module", params=["node", "api"])
-def way(request) -> dict:
-    """The options of each way to the node."""
-    return {} if request.param == "node" else api("token_id")
-
-
-def api(login: str) -> dict:
-    """The module options of a way into the lab's API: "token_id", "viewer_token_id"."""
-    access = json.loads(ACCESS.read_text())
-    user = access["viewer_user" if login.startswith("viewer") else "user"]
-    return {
-        "api_host": access["host"],
-        "api_port": access["port"],
-        "api_user": user,
-        "api_token_id": access[login],
-        "api_token_secret": access[login.replace("_id", "_secret")],
-        "ca_path": access["ca"],
-        "node": access["node"],
-    }
-
-
-def run(check: bool = False, **options) -> dict:
-    """The module in a process of its own, as Ansible runs it. A traceback never reaches a user."""
-    arguments = {"vmid": VMID, **options, "_ansible_check_mode": check, "_ansible_diff": True}
-    done = subprocess.run(
-        [sys.executable, "-m", f"ansible_collections.phoenix.hypervisor.plugins.modules.{MODULE}"],
-        input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}),
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env={**os.environ, "PYTHONPATH": str(ROOT / ".ansible/collections")},
-        check=False,
-    )
-    assert "Traceback" not in done.stdout + done.stderr, done
-    return json.loads(done.stdout)
-
-
-def call(check: bool = False, **options) -> dict:
-    """A run that must succeed."""
-    result = run(check, **options)
-    assert not result.get("failed"), result["msg"]
-    return result
-
-
-def failure(check: bool = False, **options) -> str:
-    """The message of a run that must fail."""
-    result = run(check, **options)
-    assert result.get("failed"), result
-    return result["msg"]
-
-
-def pct(*words: str, good: bool = True) -> str:
-    """A call of pct. Returns stdout."""
-    done = subprocess.run(
-        ["pct", *words], capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL, check=False
-    )
-    assert done.returncode == 0 or not good, done
-    return done.stdout
-
-
-def destroy(vmid: int) -> None:
-    """Remove a container whatever its state."""
-    if (CONFIGS / f"{vmid}.conf").exists():
-        pct("unlock", str(vmid), good=False)
-        pct("destroy", str(vmid), "--force")
-
-
-def create(vmid: int, *options: str, storage: str = "local-btrfs") -> None:
-    """A container that is small and doesn't run."""
-    destroy(vmid)
-    pct(
-        "create", str(vmid), OSTEMPLATE, "--rootfs", f"{storage}:1", "--unprivileged", "1", "--memory", "256",
-        "--features", "nesting=1", "--hostname", "before", *options,
-    )  # fmt: skip
+@pytest.fixture(params=["node", "api"])
+def way(request) -> Iterator[None]:
+    """A test goes each way to the node; a token is enough for firewalls."""
+    with through(request.param, "token"):
+        yield
 
 
 def lines() -> list[str]:
@@ -163,7 +90,7 @@ def converge(**options) -> dict:
 
 
 def test_from_nothing_to_all(way):
-    done = converge(**way, enabled=True, policy_in="REJECT", policy_out="DROP", rules=[SSH, VLLM, GROUP, OUT, PING])
+    done = converge(enabled=True, policy_in="REJECT", policy_out="DROP", rules=[SSH, VLLM, GROUP, OUT, PING])
     assert lines() == [LINES[name] for name in ("ssh", "vllm", "group", "out", "ping")]
     assert {"enable: 1", "policy_in: REJECT", "policy_out: DROP"} <= set(FILE.read_text().splitlines())
     assert (done["enabled"], done["policy_in"], done["policy_out"]) == (True, "REJECT", "DROP")
@@ -193,26 +120,26 @@ def test_from_nothing_to_all(way):
 )
 def test_rules_one_by_one(way, wanted, steps):
     write("[RULES]", *(LINES[name] for name in ("ssh", "vllm", "group", "out")))
-    done = converge(**way, rules=wanted)
+    done = converge(rules=wanted)
     assert len(done["steps"]) == steps, done["steps"]
     assert len(lines()) == len(wanted)
 
 
 def test_options_alone_leave_rules_and_the_other_way_round(way):
     write("[OPTIONS]", "enable: 1", "policy_in: ACCEPT", "[RULES]", LINES["ssh"], LINES["out"])
-    done = converge(**way, policy_out="REJECT")
+    done = converge(policy_out="REJECT")
     assert done["steps"] == ["policy_out becomes REJECT (it was ACCEPT)"]
     assert lines() == [LINES["ssh"], LINES["out"]]
-    done = converge(**way, rules=[OUT])
+    done = converge(rules=[OUT])
     assert (done["enabled"], done["policy_in"], done["policy_out"]) == (True, "ACCEPT", "REJECT")
-    assert converge(**way, enabled=False)["enabled"] is False
+    assert converge(enabled=False)["enabled"] is False
 
 
 def test_what_another_wrote_is_known(way):
     """Written by hand, in another order and case, with what is the default: nothing to do."""
     rule = "IN ssh(ACCEPT) -log nolog -source 192.168.10.0/24 #the office"
     write("[OPTIONS]", "enable: 1", "[RULES]", rule)
-    done = call(**way, enabled=True, policy_in="DROP", policy_out="ACCEPT", rules=[SSH])
+    done = call(enabled=True, policy_in="DROP", policy_out="ACCEPT", rules=[SSH])
     assert (done["changed"], done["steps"]) == (False, [])
 
 
@@ -233,31 +160,31 @@ def test_a_file_of_a_persons_hand_keeps_its_bytes():
 
 
 def test_a_bad_rule_is_refused_before_anything(way):
-    said = failure(**way, enabled=True, rules=[SSH, {"type": "in", "action": "ACCEPT", "port": "22"}])
+    said = failure(enabled=True, rules=[SSH, {"type": "in", "action": "ACCEPT", "port": "22"}])
     assert said == "CTID 850, rules[1].proto: missing, and dport needs it; write tcp, udp, sctp, dccp or udplite"
     assert not FILE.exists()
 
 
 def test_a_container_that_isnt_there(way):
-    assert "CTID 859 does not exist" in failure(**way, vmid=859, rules=[SSH])
-    shown = call(check=True, **way, vmid=859, rules=[SSH], enabled=True)
+    assert "CTID 859 does not exist" in failure(vmid=859, rules=[SSH])
+    shown = call(check=True, vmid=859, rules=[SSH], enabled=True)
     assert len(shown["steps"]) == 2
     assert not (FIREWALLS / "859.fw").exists()
 
 
 def test_warns_of_rules_without_effect(way):
     create(851, "--net0", "name=eth0,bridge=vmbr0")
-    done = call(**way, vmid=851, enabled=True, rules=[SSH])
+    done = call(vmid=851, enabled=True, rules=[SSH])
     # Newer ansible-core has more than a text for each.
     assert re.search(r"pct set 851 --net0 name=eth0,bridge=vmbr0,firewall=1,", json.dumps(done["warnings"]))
     pct("set", "851", "--net0", "name=eth0,bridge=vmbr0,firewall=1")
-    assert "warnings" not in call(**way, vmid=851, enabled=True, rules=[SSH])
+    assert "warnings" not in call(vmid=851, enabled=True, rules=[SSH])
     pct("destroy", "851")
     assert not (FIREWALLS / "851.fw").exists()
 
 
 def test_who_may_only_look_is_told_so():
-    said = failure(**api("viewer_token_id"), rules=[SSH])
+    said = failure(**api_options("viewer"), rules=[SSH])
     assert "CTID 850" in said
     assert "Permission check failed" in said
     assert not FILE.exists()

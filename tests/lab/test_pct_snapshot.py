@@ -5,35 +5,30 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
+import lab_modules
 import pytest
+from lab_modules import CONFIGS, api_options, create, destroy, inside, names, pct, require_lab, through
 
 pytestmark = pytest.mark.lab
 
-ROOT = Path(__file__).resolve().parents[2]
-MODULE = "pct_snapshot"
-CONFIGS = Path("/etc/pve/lxc")
-ACCESS = Path("/var/lib/phoenix-lab/api.json")
-OSTEMPLATE = "local:vztmpl/debian-12-lab_12_amd64.tar.zst"
 VMID = 840
 CONF = CONFIGS / f"{VMID}.conf"
+call = functools.partial(lab_modules.call, "pct_snapshot", vmid=VMID)
+failure = functools.partial(lab_modules.failure, "pct_snapshot", vmid=VMID)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def containers() -> Iterator[None]:
     """Nothing is left, also when a test fails."""
-    if not Path("/etc/pve/.phoenix-lab").exists():
-        pytest.skip("the lab is not up (make lab-up)")
+    require_lab()
     yield
-    for vmid in range(840, 850):
-        destroy(vmid)
+    destroy(*range(840, 850))
 
 
 @pytest.fixture
@@ -42,80 +37,11 @@ def container() -> None:
     create(VMID)
 
 
-@pytest.fixture(scope="module", params=["node", "api"])
-def way(request) -> dict:
-    """The options of each way to the node."""
-    return {} if request.param == "node" else api("token_id")
-
-
-def api(login: str) -> dict:
-    """The module options of a way into the lab's API: "token_id", "viewer_token_id"."""
-    access = json.loads(ACCESS.read_text())
-    user = access["viewer_user" if login.startswith("viewer") else "user"]
-    return {
-        "api_host": access["host"],
-        "api_port": access["port"],
-        "api_user": user,
-        "api_token_id": access[login],
-        "api_token_secret": access[login.replace("_id", "_secret")],
-        "ca_path": access["ca"],
-        "node": access["node"],
-    }
-
-
-def run(check: bool = False, **options) -> dict:
-    """The module in a process of its own, as Ansible runs it. A traceback never reaches a user."""
-    arguments = {"vmid": VMID, **options, "_ansible_check_mode": check, "_ansible_diff": True}
-    done = subprocess.run(
-        [sys.executable, "-m", f"ansible_collections.phoenix.hypervisor.plugins.modules.{MODULE}"],
-        input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}),
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env={**os.environ, "PYTHONPATH": str(ROOT / ".ansible/collections")},
-        check=False,
-    )
-    assert "Traceback" not in done.stdout + done.stderr, done
-    return json.loads(done.stdout)
-
-
-def call(check: bool = False, **options) -> dict:
-    """A run that must succeed."""
-    result = run(check, **options)
-    assert not result.get("failed"), result["msg"]
-    return result
-
-
-def failure(check: bool = False, **options) -> str:
-    """The message of a run that must fail."""
-    result = run(check, **options)
-    assert result.get("failed"), result
-    return result["msg"]
-
-
-def pct(*words: str, good: bool = True) -> str:
-    """A call of pct. Returns stdout."""
-    done = subprocess.run(
-        ["pct", *words], capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL, check=False
-    )
-    assert done.returncode == 0 or not good, done
-    return done.stdout
-
-
-def destroy(vmid: int) -> None:
-    """Remove a container whatever its state."""
-    if (CONFIGS / f"{vmid}.conf").exists():
-        pct("unlock", str(vmid), good=False)
-        pct("destroy", str(vmid), "--force")
-
-
-def create(vmid: int, *options: str, storage: str = "local-btrfs") -> None:
-    """A container that is small and doesn't run."""
-    destroy(vmid)
-    pct(
-        "create", str(vmid), OSTEMPLATE, "--rootfs", f"{storage}:1", "--unprivileged", "1", "--memory", "256",
-        "--features", "nesting=1", "--hostname", "before", *options,
-    )  # fmt: skip
+@pytest.fixture(params=["node", "api"])
+def way(request) -> Iterator[None]:
+    """A test goes each way to the node; a token is enough for snapshots."""
+    with through(request.param, "token"):
+        yield
 
 
 def listed() -> list[str]:
@@ -146,80 +72,73 @@ def leave(name: str, state: str, lock: str = "") -> None:
     CONF.write_text(locked + text.replace(f"[{name}]\n", f"[{name}]\nsnapstate: {state}\n"))
 
 
-def inside(script: str) -> str:
-    """What a shell script in the container prints."""
-    return pct("exec", str(VMID), "--", "sh", "-c", script).strip()
-
-
 def warnings_of(result: dict) -> str:
     # Newer ansible-core has more than a text for each.
     return json.dumps(result.get("warnings", []))
 
 
 def test_present_and_absent(container, way):
-    done = converge(**way, snapname="one", description="the first")
+    done = converge(snapname="one", description="the first")
     assert done["steps"] == ["there is no snapshot one"]
     assert (done["diff"]["before"], done["diff"]["after"]) == ("", "one\n")
     assert "the first" in pct("listsnapshot", str(VMID))
     assert done["status"] == "stopped"
-    assert converge(**way, snapname="two")["snapshots"] == ["one", "two"]
-    assert converge(**way, snapname="one", state="absent")["snapshots"] == ["two"]
-    assert call(**way, snapname="one", state="absent")["changed"] is False
+    assert converge(snapname="two")["snapshots"] == ["one", "two"]
+    assert converge(snapname="one", state="absent")["snapshots"] == ["two"]
+    assert call(snapname="one", state="absent")["changed"] is False
 
 
 def test_a_series_keeps_the_youngest(container, way):
     """Each run takes one; the oldest go, and nothing that isn't of the series."""
-    call(**way, snapname="other")
-    taken = [call(**way, prefix="auto-", keep=2)["snapname"] for _ in range(3)]
+    call(snapname="other")
+    taken = [call(prefix="auto-", keep=2)["snapname"] for _ in range(3)]
     assert len(set(taken)) == 3
     assert listed() == [*taken[1:], "other"]
-    shown = call(check=True, **way, prefix="auto-", keep=2)
-    assert [words[1] if not way else words[0] for words in shown["commands"]] == (
-        ["snapshot", "delsnapshot"] if not way else ["POST", "DELETE"]
-    )
+    shown = call(check=True, prefix="auto-", keep=2)
+    assert names(shown) == ["snapshot", "delsnapshot"]
     assert listed() == [*taken[1:], "other"]
-    assert converge(**way, state="absent", prefix="auto-", keep=1)["snapshots"] == [taken[2], "other"]
-    converge(**way, snapname="auto-named", prefix="auto-", keep=1)
+    assert converge(state="absent", prefix="auto-", keep=1)["snapshots"] == [taken[2], "other"]
+    converge(snapname="auto-named", prefix="auto-", keep=1)
     assert listed() == ["auto-named", "other"]
 
 
 def test_a_rollback_kills_loses_and_starts_again(way):
     create(VMID)
     pct("start", str(VMID))
-    inside("echo kept >/root/kept; sync")
-    call(**way, snapname="good")
-    inside("echo lost >/root/lost; sync")
+    inside(VMID, "echo kept >/root/kept; sync")
+    call(snapname="good")
+    inside(VMID, "echo lost >/root/lost; sync")
     pct("set", str(VMID), "--memory", "300", "--description", "said later")
-    shown = call(check=True, **way, state="rollback", snapname="good")
-    assert inside("cat /root/lost") == "lost"
-    done = call(**way, state="rollback", snapname="good")
+    shown = call(check=True, state="rollback", snapname="good")
+    assert inside(VMID, "cat /root/lost") == "lost"
+    done = call(state="rollback", snapname="good")
     assert (done["changed"], done["steps"], done["commands"]) == (True, shown["steps"], shown["commands"])
     assert "it is killed, not shut down" in done["steps"][0]
     assert "what was written since is lost" in warnings_of(done)
     assert (done["status"], shown["status"]) == ("running", "running")
-    assert inside("ls /root") == "kept"
+    assert inside(VMID, "ls /root") == "kept"
     assert "memory: 300" in done["diff"]["before"]
     assert "memory: 256" in done["diff"]["after"]
     assert shown["diff"]["after"] == done["diff"]["after"]
     assert "said later" in pct("config", str(VMID))
     # Left as it is asked for, whatever it was.
-    assert call(**way, state="rollback", snapname="good", start=False)["status"] == "stopped"
-    quiet = call(**way, state="rollback", snapname="good")
+    assert call(state="rollback", snapname="good", start=False)["status"] == "stopped"
+    quiet = call(state="rollback", snapname="good")
     assert (quiet["status"], warnings_of(quiet)) == ("stopped", "[]")
-    assert call(**way, state="rollback", snapname="good", start=True)["status"] == "running"
+    assert call(state="rollback", snapname="good", start=True)["status"] == "running"
 
 
 def test_refusals_say_what_to_do(container, way):
-    call(**way, snapname="one")
-    assert "there are: one" in failure(**way, state="rollback", snapname="nope")
-    assert "there are: one" in failure(check=True, **way, state="rollback", snapname="nope")
-    assert "2 to 40 characters" in failure(**way, snapname="1")
-    assert "CTID 849 does not exist" in failure(**way, vmid=849, snapname="one")
-    assert "CTID 849 does not exist" in failure(check=True, **way, vmid=849, state="rollback", snapname="one")
-    assert call(check=True, **way, vmid=849, snapname="one")["snapshots"] == ["one"]
+    call(snapname="one")
+    assert "there are: one" in failure(state="rollback", snapname="nope")
+    assert "there are: one" in failure(check=True, state="rollback", snapname="nope")
+    assert "2 to 40 characters" in failure(snapname="1")
+    assert "CTID 849 does not exist" in failure(vmid=849, snapname="one")
+    assert "CTID 849 does not exist" in failure(check=True, vmid=849, state="rollback", snapname="one")
+    assert call(check=True, vmid=849, snapname="one")["snapshots"] == ["one"]
     # Left over by nobody knows what: that is for a person to look at.
     CONF.write_text("lock: backup\n" + CONF.read_text())
-    said = failure(**way, snapname="two")
+    said = failure(snapname="two")
     assert "CT is locked (backup)" in said
     assert "pct unlock 840" in said
 
@@ -227,29 +146,29 @@ def test_refusals_say_what_to_do(container, way):
 def test_what_has_no_snapshots(way, tmp_path):
     create(VMID)
     pct("set", str(VMID), "--mp3", f"{tmp_path},mp=/models")
-    said = failure(**way, snapname="one")
+    said = failure(snapname="one")
     assert f"mp3 ({tmp_path} at /models)" in said
-    assert said == failure(check=True, **way, snapname="one")
+    assert said == failure(check=True, snapname="one")
     create(VMID, storage="local-dir")
-    said = failure(**way, snapname="one")
+    said = failure(snapname="one")
     assert "snapshot feature is not available" in said
     assert "rootfs is on local-dir (type dir)" in said
     create(VMID)
     pct("template", str(VMID))
-    assert "840 is a template" in failure(**way, snapname="one")
+    assert "840 is a template" in failure(snapname="one")
     assert listed() == []
 
 
 def test_a_half_made_one_is_no_snapshot_and_goes(container, way):
-    call(**way, snapname="good")
-    call(**way, snapname="bad")
+    call(snapname="good")
+    call(snapname="bad")
     leave("bad", "prepare")
-    assert call(check=True, **way, snapname="good")["snapshots"] == ["good"]
-    assert "half-made" in failure(**way, state="rollback", snapname="bad")
-    done = converge(**way, snapname="bad")
+    assert call(check=True, snapname="good")["snapshots"] == ["good"]
+    assert "half-made" in failure(state="rollback", snapname="bad")
+    done = converge(snapname="bad")
     assert [step.split(" (")[0] for step in done["steps"]] == ["bad was left half-made", "there is no snapshot bad"]
     leave("bad", "delete")
-    assert converge(**way, state="absent", snapname="bad")["snapshots"] == ["good"]
+    assert converge(state="absent", snapname="bad")["snapshots"] == ["good"]
 
 
 def test_a_killed_task_leaves_a_lock_that_the_next_run_takes_away(container):
@@ -257,13 +176,13 @@ def test_a_killed_task_leaves_a_lock_that_the_next_run_takes_away(container):
     call(snapname="bad")
     leave("bad", "delete", lock="snapshot-delete")
     # The REST API can't remove a lock, so it says who can.
-    assert "pct unlock 840" in failure(**api("token_id"), state="absent", snapname="bad")
+    assert "pct unlock 840" in failure(**api_options("token"), state="absent", snapname="bad")
     done = converge(state="absent", snapname="bad")
-    assert [words[1] for words in done["commands"]] == ["unlock", "delsnapshot"]
+    assert names(done) == ["unlock", "delsnapshot"]
     assert "lock" not in CONF.read_text()
     CONF.write_text("lock: rollback\n" + CONF.read_text())
     done = call(state="rollback", snapname="good")
-    assert [words[1] for words in done["commands"]] == ["unlock", "rollback"]
+    assert names(done) == ["unlock", "rollback"]
     assert "lock" not in CONF.read_text()
 
 
@@ -277,6 +196,6 @@ def test_a_task_of_somebody_else_is_waited_for(container):
 
 
 def test_who_may_only_look_is_told_so(container):
-    said = failure(**api("viewer_token_id"), snapname="one")
+    said = failure(**api_options("viewer"), snapname="one")
     assert "Permission check failed" in said
     assert listed() == []

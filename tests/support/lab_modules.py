@@ -32,7 +32,7 @@ _API_COMMANDS = (
     (r"POST .*/status/(\w+)", ""), (r"POST .*/template", "template"), (r"DELETE .*/lxc/\d+", "destroy"),
     (r"POST .*/snapshot", "snapshot"), (r"DELETE .*/snapshot/\S+", "delsnapshot"), (r"POST .*/rollback", "rollback"),
 )  # fmt: skip
-_way: list[str] = ["node"]
+_way: list[tuple[str, str]] = [("node", "")]
 
 
 def require_lab() -> None:
@@ -57,9 +57,12 @@ def api_options(who: str = "user") -> dict:
 
 
 @contextlib.contextmanager
-def through(way: str) -> Iterator[None]:
-    """All module calls of the block go this way: C(node), or C(api) (as root@pam, who may do all that the API can)."""
-    _way.append(way)
+def through(way: str, who: str = "user") -> Iterator[None]:
+    """All module calls of the block go this way: C(node), or C(api).
+
+    :param who: whose login, as for L(api_options); by itself root@pam, who may do all that the API can
+    """
+    _way.append((way, who))
     try:
         yield
     finally:
@@ -68,13 +71,16 @@ def through(way: str) -> Iterator[None]:
 
 def way() -> str:
     """The way that module calls go at the moment."""
-    return _way[-1]
+    return _way[-1][0]
 
 
-def start_module(name: str, check: bool, options: dict) -> subprocess.Popen:
-    """A module of the collection in a process of its own, as Ansible runs it on a node."""
+def start_module(name: str, check: bool, options: dict, **variables: str) -> subprocess.Popen:
+    """A module of the collection in a process of its own, as Ansible runs it on a node.
+
+    :param variables: of its environment, beside the test's own
+    """
     if way() == "api" and "api_host" not in options:
-        options = {**options, **api_options()}
+        options = {**options, **api_options(_way[-1][1])}
     arguments = {**options, "_ansible_check_mode": check, "_ansible_diff": True}
     process = subprocess.Popen(
         [sys.executable, "-m", f"ansible_collections.phoenix.hypervisor.plugins.modules.{name}"],
@@ -82,7 +88,7 @@ def start_module(name: str, check: bool, options: dict) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT / ".ansible/collections")},
+        env={**os.environ, "PYTHONPATH": str(ROOT / ".ansible/collections"), **variables},
     )
     assert process.stdin is not None
     process.stdin.write(json.dumps({"ANSIBLE_MODULE_ARGS": arguments}))
@@ -105,11 +111,16 @@ def call(name: str = "pct_container", check: bool = False, **options) -> dict:
     return result
 
 
-def failure(name: str = "pct_container", check: bool = False, **options) -> str:
-    """The message of a module run that must fail."""
+def failed(name: str = "pct_container", check: bool = False, **options) -> dict:
+    """What a module run returned that must fail."""
     result = result_of(start_module(name, check, options))
     assert result.get("failed"), result
-    return result["msg"]
+    return result
+
+
+def failure(name: str = "pct_container", check: bool = False, **options) -> str:
+    """The message of a module run that must fail."""
+    return failed(name, check, **options)["msg"]
 
 
 def converge(name: str = "pct_container", check: bool = False, **options) -> dict:
@@ -165,6 +176,15 @@ def inside(vmid: int, script: str) -> str:
 def info(vmid: int) -> dict:
     """What the node says about a container, by the module pct_container_info."""
     return call("pct_container_info", vmids=[vmid])["containers"][0]
+
+
+def create(vmid: int, *options: str, storage: str = "local-btrfs") -> None:
+    """A new container by pct, not by a module: small, unprivileged, and stopped. One that is there goes first."""
+    destroy(vmid)
+    pct(
+        "create", str(vmid), OSTEMPLATE, "--rootfs", f"{storage}:1", "--unprivileged", "1", "--memory", "256",
+        "--features", "nesting=1", "--hostname", f"c{vmid}", *options,
+    )  # fmt: skip
 
 
 def destroy(*vmids: int) -> None:
