@@ -16,8 +16,9 @@ description:
     C(any_unparsed_is_failed) is set in C(ansible.cfg) under C([inventory]).
   - A CTID in C(--limit) that is not declared is a mistake, too. Without this, Ansible would go on with the rest.
   - Hosts are in the order of their waves (what they are cloned from and depend on comes first), then of their CTIDs.
-  - Groups are C(phoenix_containers), C(phoenix_nodes), C(templates), C(node_NAME), C(feature_NAME), C(lineage_CTID) (a
-    container and all that it is cloned from) and C(wave_N).
+  - Groups are C(phoenix_containers), C(phoenix_nodes), C(templates), C(node_NAME), C(feature_NAME), C(pool_STORAGE),
+    C(clones_of_CTID) (what is cloned from it directly), C(lineage_CTID) (a container and all that it is cloned from,
+    in this order) and C(wave_N) (what can be converged at the same time).
   - Text from the JSON files is never templated.
 options:
   plugin:
@@ -75,8 +76,8 @@ nodes:
 #   pve2:
 #     ansible_connection: local
 # keyed_groups:
-#   - key: phoenix_definition.storage_pool
-#     prefix: pool
+#   - key: container_config.cores
+#     prefix: cores
 """
 
 import os
@@ -110,6 +111,10 @@ _REACHES_NODE = re.compile(
 )
 
 
+# Groups by what an entry says: key → the group's name before the value.
+_GROUP_BY_KEY = {"storage_pool": "pool", "clone_from_ctid": "clones_of"}
+
+
 class InventoryModule(BaseInventoryPlugin, Constructable):
     NAME = "phoenix.hypervisor.lxc_configs"
 
@@ -126,9 +131,9 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
         try:
             self._check_options(self._read_config_data(path), _shown(path))
             nodes, default_node = check_nodes(self.get_option("nodes"), self.get_option("default_node"), _shown(path))
-            config = self._load(os.path.dirname(os.path.abspath(path)), nodes)
-            self._check_limit(config, path)
-            self.populate(config, nodes, default_node)
+            model = self._load(os.path.dirname(os.path.abspath(path)), nodes, default_node)
+            self._check_limit(model, path)
+            self.populate(model, nodes, default_node)
         except lxc_config.ConfigError as error:
             self._refuse([str(problem) for problem in error.problems])
         except AnsibleError as error:
@@ -163,32 +168,29 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
             raise SystemExit(1)
         raise AnsibleParserError("\n".join(sentences))
 
-    def _load(self, folder: str, nodes: Mapping[str, Any]) -> dict[str, Any]:
-        """The configuration that the option's files give together, without mistakes."""
-        files = {}
+    def _load(self, folder: str, nodes: Mapping[str, Any], default_node: str) -> lxc_config.Model:
+        """The configuration that the options' files give together, without mistakes."""
+        files: dict[str, list[lxc_config.File]] = {"config_files": [], "override_files": []}
         problems: list[lxc_config.Problem] = []
-        for option in ("config_files", "override_files"):
-            files[option] = []
+        for option, those in files.items():
             for name in self.get_option(option):
                 file = os.path.normpath(os.path.join(folder, name))
                 try:
-                    files[option].append(
-                        (_shown(file), lxc_config.parse(lxc_config.read(file, _shown(file)), _shown(file)))
-                    )
+                    those.append(lxc_config.parse(lxc_config.read(file, _shown(file)), _shown(file)))
                 except lxc_config.ConfigError as error:
                     problems += error.problems
         if problems:
             raise lxc_config.ConfigError(problems)
         config = lxc_config.combine(files["config_files"], files["override_files"])
         sources = files["config_files"] + files["override_files"]
-        problems, notes = lxc_config.examine(config, sources[0][0], nodes)
-        if problems:
-            raise lxc_config.ConfigError(lxc_config.blame(problem, sources) for problem in problems)
-        for note in notes:
-            self.display.warning(str(lxc_config.blame(note, sources)))
-        return config
+        model = lxc_config.Model(config, sources[0].name, nodes, default_node)
+        if model.problems:
+            raise lxc_config.ConfigError(lxc_config.locate(model.problems, sources))
+        for note in lxc_config.locate(model.notes, sources):
+            self.display.warning(str(note))
+        return model
 
-    def _check_limit(self, config: Mapping[str, Any], path: str) -> None:
+    def _check_limit(self, model: lxc_config.Model, path: str) -> None:
         """Refuse a limit that names a container which is not declared.
 
         :raises ConfigError: when it does
@@ -196,7 +198,7 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
         if not _is_last_source(path, context.CLIARGS.get("inventory") or ()):
             # A container that isn't in this source may be in the next one.
             return
-        known = set(config["lxc_configs"]) | {
+        known = set(model.entries) | {
             name[len("ctid_") :] for name in self.inventory.hosts if name.startswith("ctid_")
         }
         files = [
@@ -207,45 +209,42 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
         if problems:
             raise lxc_config.ConfigError(problems)
 
-    def populate(self, config: Mapping[str, Any], nodes: Mapping[str, Any], default_node: str) -> None:
+    def populate(self, model: lxc_config.Model, nodes: Mapping[str, Any], default_node: str) -> None:
         """Fill the inventory.
 
-        :param config: a configuration without mistakes
+        :param model: a configuration without mistakes
         :param nodes: the variables of each node
         :param default_node: the node of entries that name none
         """
-        inventory = self.inventory
+        inventory, plain = self.inventory, _Plain()
         for group in ("phoenix_nodes", "phoenix_containers", "templates"):
             inventory.add_group(group)
         for node, variables in nodes.items():
             inventory.add_host(node, group="phoenix_nodes")
             for name, value in variables.items():
                 inventory.set_variable(node, name, value)
-        inventory.set_variable("phoenix_containers", "phoenix_settings", _plain(lxc_config.settings(config)))
+        inventory.set_variable("phoenix_containers", "phoenix_settings", plain(model.settings()))
 
-        containers = config["lxc_configs"]
-        waves = lxc_config.waves(config)
+        of_nodes = {node: _of_the_node(node, variables) for node, variables in nodes.items()}
+        waves = model.waves()
         hosts = {}
         for ctid in sorted(waves, key=lambda number: (waves[number], number)):
-            host, entry = f"ctid_{ctid}", containers[str(ctid)]
-            node = str(entry.get("node") or default_node)
-            variables = {**_of_the_node(node, nodes[node]), **_of_the_container(ctid, node, waves[ctid], config)}
+            host, entry = f"ctid_{ctid}", model.entries[str(ctid)]
+            node = entry.get("node", default_node)
+            variables = {**of_nodes[node], **plain(_of_the_container(ctid, node, waves[ctid], model))}
             hosts[host] = variables
             inventory.add_host(host, group="phoenix_containers")
-            groups = [f"node_{node}", f"wave_{waves[ctid]}"]
-            groups += [f"feature_{feature}" for feature in variables["phoenix_features"]]
-            for group in groups:
+            for group in _groups(entry, node, waves[ctid]):
                 inventory.add_host(host, group=inventory.add_group(self._sanitize_group_name(group)))
-            if variables.get("container_template"):
-                inventory.add_host(host, group="templates")
-            for name, value in variables.items():
-                inventory.set_variable(host, name, value)
+            # At once: set_variable looks at each value, and these are in their form already.
+            inventory.hosts[host].vars.update(variables)
         for variables in hosts.values():
             group = inventory.add_group(f"lineage_{variables['phoenix_ctid']}")
             for member in variables["phoenix_lineage"]:
                 inventory.add_host(f"ctid_{member}", group=group)
-        for host, variables in hosts.items():
-            self._construct(host, variables)
+        if any(self.get_option(option) for option in ("compose", "groups", "keyed_groups")):
+            for host, variables in hosts.items():
+                self._construct(host, variables)
 
     def _construct(self, host: str, variables: Mapping[str, Any]) -> None:
         strict = self.get_option("strict")
@@ -333,35 +332,42 @@ def _of_the_node(node: str, variables: Mapping[str, Any]) -> dict[str, Any]:
         if not name.startswith("ansible_") or _REACHES_NODE.fullmatch(name)
     }
     connection = str(variables.get("ansible_connection", "ssh")).rpartition(".")[2]
-    result["ansible_pct_node_connection"] = _plain("local" if connection == "local" else "ssh")
+    result["ansible_pct_node_connection"] = _trust("local" if connection == "local" else "ssh")
     if connection != "local":
         # The connection would take the container's name for the node's address.
-        result.setdefault("ansible_host", _plain(node))
+        result.setdefault("ansible_host", _Plain()(node))
     return result
 
 
-def _of_the_container(ctid: int, node: str, wave: int, config: Mapping[str, Any]) -> dict[str, Any]:
+def _of_the_container(ctid: int, node: str, wave: int, model: lxc_config.Model) -> dict[str, Any]:
     """What a container has from its declaration."""
-    entry = config["lxc_configs"][str(ctid)]
-    return _plain(
-        {
-            "ansible_connection": "phoenix.hypervisor.pct",
-            "ansible_pct_vmid": ctid,
-            "ansible_python_interpreter": "/usr/bin/python3",
-            "phoenix_node": node,
-            "phoenix_ctid": ctid,
-            "phoenix_lineage": lxc_config.lineage(config, str(ctid)),
-            "phoenix_wave": wave,
-            "phoenix_features": lxc_config.features(entry),
-            "phoenix_application": entry.get("application_script") or "",
-            "phoenix_definition": entry,
-            "phoenix_deprecations": lxc_config.deprecations(entry),
-            **lxc_config.role_variables(str(ctid), entry, config),
-        }
-    )
+    declared = model.config["lxc_configs"][str(ctid)]
+    entry = model.entries[str(ctid)]
+    return {
+        "ansible_connection": "phoenix.hypervisor.pct",
+        "ansible_pct_vmid": ctid,
+        "ansible_python_interpreter": "/usr/bin/python3",
+        "phoenix_node": node,
+        "phoenix_ctid": ctid,
+        "phoenix_lineage": model.lineage(str(ctid)),
+        "phoenix_wave": wave,
+        "phoenix_features": entry.get("features", []),
+        "phoenix_application": entry.get("application_script", ""),
+        "phoenix_definition": declared,
+        "phoenix_deprecations": model.deprecations(str(ctid)),
+        **model.role_variables(str(ctid)),
+    }
 
 
-def _plain(value: Any) -> Any:
+def _groups(entry: Mapping[str, Any], node: str, wave: int) -> list[str]:
+    """The names of the groups that a container is in, those of its lineage aside."""
+    groups = [f"node_{node}", f"wave_{wave}"]
+    groups += [f"feature_{feature}" for feature in entry.get("features", [])]
+    groups += [f"{group}_{entry[key]}" for key, group in _GROUP_BY_KEY.items() if key in entry]
+    return [*groups, "templates"] if entry.get("is_template") else groups
+
+
+class _Plain:
     """Values of a JSON file, so that Ansible never templates them and exports them as plain JSON.
 
     Text with a template's mark in it stays text: wrap_var says so up to ansible-core 2.18, where text is a template
@@ -369,13 +375,23 @@ def _plain(value: Any) -> Any:
     isn't to be templated as an object, which is no plain JSON; so all other text, with nothing in it to template, is
     left or marked as if it were a template.
     """
-    if isinstance(value, dict):
-        return {key: _plain(member) for key, member in value.items()}
-    if isinstance(value, list):
-        return [_plain(member) for member in value]
-    if isinstance(value, str):
-        return wrap_var(value) if any(mark in value for mark in ("{{", "{%", "{#")) else _trust(value)
-    return value
+
+    def __init__(self) -> None:
+        # Containers say the same things; each text is marked once.
+        self._texts: dict[str, str] = {}
+
+    def __call__(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: self(member) for key, member in value.items()}
+        if isinstance(value, list):
+            return [self(member) for member in value]
+        if isinstance(value, str):
+            marked = self._texts.get(value)
+            if marked is None:
+                is_template = any(mark in value for mark in ("{{", "{%", "{#"))
+                marked = self._texts[value] = wrap_var(value) if is_template else _trust(value)
+            return marked
+        return value
 
 
 def _shown(path: str) -> str:

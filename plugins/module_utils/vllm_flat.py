@@ -41,7 +41,7 @@ OTHER_FLAT_KEYS = ("vllm_model_type", "vllm_parameters", "vllm_args")
 # The group that an argument is written into. The model server accepts an argument in any group, so this is for the
 # reader only, and what isn't listed goes to ServerConfig. These files always had quantization in CacheConfig.
 # fmt: off
-_GROUPS = {
+GROUPS = {
     "ModelConfig": (
         "model", "runner", "convert", "task", "tokenizer", "tokenizer_mode", "tokenizer_revision",
         "trust_remote_code", "dtype", "seed", "revision", "code_revision", "max_model_len", "enforce_eager",
@@ -68,7 +68,7 @@ _GROUPS = {
     ),
 }
 # fmt: on
-_GROUP_OF = {name: group for group, names in _GROUPS.items() for name in names}
+_GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
 
 # Short options of `vllm serve` (0.10.2 to 0.32.0) that people use.
 _SHORT = {

@@ -57,7 +57,6 @@ def declaration(count: int) -> dict[str, Any]:
         else:
             entry.update(
                 clone_from_ctid=str(1000 + number - place + 1),
-                start_at_boot=True,
                 boot_order=5,
                 gpu_assignment="0,1",
                 features=["nvidia", "vllm"],
@@ -122,7 +121,8 @@ def _write_sources(folder: Path, count: int) -> tuple[Path, Path]:
     static.parent.mkdir()
     (folder / "phoenix_lxc_configs.json").write_text(json.dumps(declaration(count), indent=2))
     # JSON is YAML.
-    ours.write_text(json.dumps({"plugin": "phoenix.hypervisor.lxc_configs", "nodes": {"pve": {"ansible_user": "root"}}}))
+    nodes = {"pve": {"ansible_user": "root"}}
+    ours.write_text(json.dumps({"plugin": "phoenix.hypervisor.lxc_configs", "nodes": nodes}))
     read, again = folder / "read.json", folder / "again.json"
     _read(ours, read)
     data = json.loads(read.read_text())

@@ -31,9 +31,10 @@ CONFIG = {
             "clone_from_ctid": "900",
             "features": ["nvidia", "vllm"],
             "application_script": "vllm.sh",
+            "storage_pool": "local-zfs",
         },
         "900": BASE,
-        "910": {"name": "zero", "template": "x"},
+        "910": {"name": "zero", "template": "x", "storage_pool": "local-zfs"},
     },
 }
 OPTIONS: dict[str, Any] = {
@@ -63,10 +64,10 @@ def module(**options: Any) -> lxc_configs.InventoryModule:
 def populated(
     config: dict[str, Any] | None = None, nodes: dict[str, Any] | None = None, **options: Any
 ) -> InventoryData:
-    plugin, config = module(**options), config or CONFIG
-    assert lxc_config.check(config, "f") == []
-    nodes = nodes or OPTIONS["nodes"]
-    plugin.populate(config, nodes, next(iter(nodes)))
+    plugin, nodes = module(**options), nodes or OPTIONS["nodes"]
+    model = lxc_config.Model(config or CONFIG, "f", nodes)
+    assert model.problems == []
+    plugin.populate(model, nodes, next(iter(nodes)))
     return plugin.inventory
 
 
@@ -96,6 +97,8 @@ def test_hosts_are_in_the_order_of_waves_then_of_ctids() -> None:
         ("feature_vllm", ["ctid_921"]),
         ("lineage_921", ["ctid_900", "ctid_921"]),
         ("lineage_900", ["ctid_900"]),
+        ("clones_of_900", ["ctid_921"]),
+        ("pool_local_zfs", ["ctid_910", "ctid_921"]),
     ],
 )
 def test_groups(group: str, hosts: list[str]) -> None:
@@ -120,6 +123,7 @@ def test_variables_of_a_container() -> None:
         "phoenix_definition": CONFIG["lxc_configs"]["921"],
         "phoenix_deprecations": [],
         "container_vmid": 921,
+        "container_storage": "local-zfs",
         "container_clone": {"vmid": 900},
     }
     assert {name: variables[name] for name in expected} == expected
@@ -322,7 +326,7 @@ def site(folder: Path, config: Any, overrides: Any = None, **source: Any) -> Pat
 
 
 def load(path: Path, **options: Any) -> dict[str, Any]:
-    return module(**options)._load(str(path.parent), {"pve": {}})
+    return module(**options)._load(str(path.parent), {"pve": {}}, "pve").config
 
 
 def test_load(tmp_path: Path) -> None:
@@ -338,15 +342,15 @@ def test_load(tmp_path: Path) -> None:
     [
         (None, None, "phoenix_lxc_configs.json: there is no such file"),
         ("", None, "phoenix_lxc_configs.json: it is empty"),
-        ('{"a": }', None, "phoenix_lxc_configs.json: it is not JSON: expecting value at line 1, column 7"),
-        ("[]", None, "phoenix_lxc_configs.json: it holds a list at the top"),
-        ("{}", None, "phoenix_lxc_configs.json: there is no lxc_configs in it"),
+        ('{"a": }', None, "phoenix_lxc_configs.json:1: it is not JSON: expecting value at column 7"),
+        ("[]", None, "phoenix_lxc_configs.json:1: it holds a list at the top"),
+        ("{}", None, "phoenix_lxc_configs.json:1: there is no lxc_configs in it"),
         (CONFIG, "", "overrides.json: it is empty"),
-        (CONFIG, {"lxc_configs": {"999": {}}}, "overrides.json: CTID 999: it overrides a container that no file"),
+        (CONFIG, {"lxc_configs": {"999": {}}}, "overrides.json:1: CTID 999: it overrides a container that no file"),
         (
             CONFIG,
-            {"lxc_configs": {"921": {"cores": 0}}},
-            "overrides.json: CTID 921, key cores: 0 is not a whole number",
+            '{"lxc_configs": {\n"921": {\n"cores": 0}}}',
+            "overrides.json:3: CTID 921, key cores: 0 is not a whole number",
         ),
     ],
 )
@@ -399,10 +403,10 @@ def inventory(path: Path, *arguments: str, program: str = "ansible-inventory") -
         (
             {"lxc_configs": {"900": {**BASE, "network_config": {"ip": "10.92.0.300/24"}}}},
             "ctid_900",
-            'CTID 900, key network_config.ip: "10.92.0.300/24" is not an IPv4 address',
+            ':1: CTID 900, key network_config.ip: "10.92.0.300/24" is not an IPv4 address',
         ),
-        (CONFIG, "ctid_999", "CTID 999: the limit names ctid_999, which is not declared; declared are 900, 910, 921."),
-        ('{"lxc_configs": {', "ctid_900", "it is not JSON: "),
+        (CONFIG, "ctid_999", ": CTID 999: the limit names ctid_999, which is not declared; declared are 900, 910"),
+        ('{"lxc_configs": {', "ctid_900", ":1: it is not JSON: "),
     ],
 )
 def test_a_mistake_is_one_sentence(tmp_path: Path, config: Any, limit: str, sentence: str) -> None:
@@ -413,7 +417,7 @@ def test_a_mistake_is_one_sentence(tmp_path: Path, config: Any, limit: str, sent
     assert result.returncode != 0
     assert result.stdout == ""
     (line,) = result.stderr.splitlines()
-    assert line.startswith(f"[ERROR]: {tmp_path}/phoenix_lxc_configs.json: {sentence}")
+    assert line.startswith(f"[ERROR]: {tmp_path}/phoenix_lxc_configs.json{sentence}")
 
 
 TEXT = "{{ 1 + 1 }} {% raw %} {# x #} $(id) `id` %n \\ ' \" ü 😀"

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 from ansible_collections.phoenix.hypervisor.plugins.module_utils import firewall, lxc_config
-from ansible_collections.phoenix.hypervisor.plugins.module_utils.lxc_config import ConfigError
+from ansible_collections.phoenix.hypervisor.plugins.module_utils.lxc_config import ConfigError, File
+from ansible_collections.phoenix.hypervisor.plugins.module_utils.lxc_entry import KEYS, idmap_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,13 +36,17 @@ def sentences(**entry: Any) -> list[str]:
 
 
 def notes(data: dict[str, Any]) -> list[str]:
-    return [str(note) for note in lxc_config.examine(data, FILE)[1]]
+    return [str(note) for note in lxc_config.Model(data, FILE).notes]
+
+
+def role_variables(ctid: str, data: dict[str, Any]) -> dict[str, Any]:
+    return lxc_config.Model(data, FILE).role_variables(ctid)
 
 
 def variables(**entry: Any) -> dict[str, Any]:
     data = config(**entry)
     assert lxc_config.check(data, FILE) == []
-    return lxc_config.role_variables("921", data["lxc_configs"]["921"], data)
+    return role_variables("921", data)
 
 
 # --- reading ------------------------------------------------------------------------------------------------------
@@ -50,21 +55,25 @@ def variables(**entry: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "it is empty"),
-        (b" \n", "it is empty"),
-        (b'{"a": 1,}', "it is not JSON: "),
-        (b'{"a": 1,\n  "b" 2}', "at line 2, column 7"),
-        (b"[]", "it holds a list at the top"),
-        (b"3", "it holds a number at the top"),
-        (b"null", "it holds null at the top"),
-        (b'"x"', "it holds text at the top"),
-        (b'{"a": NaN}', "NaN is no JSON value"),
-        (b'{"a": "\xff"}', "byte 7 is not UTF-8"),
-        (b'{"a": "\\ud800"}', "half of a surrogate pair"),
-        (b'{"\\udc00": 1}', "half of a surrogate pair"),
-        (b'{"a": 1,\n "b": {"a": 2,\n  "a": 3}}', 'the key "a" is twice in one object (look at lines 1, 2, 3)'),
-        (b'{"a": ' + b"9" * 5000 + b"}", "it is not JSON: "),
-        (b'{"a": ' * 60000 + b"1" + b"}" * 60000, "nested too deeply"),
+        (b"", ": it is empty"),
+        (b" \n", ": it is empty"),
+        (b'{"a": 1,}', ":1: it is not JSON: "),
+        (b'{"a": 1,\n  "b" 2}', ":2: it is not JSON: expecting ':' delimiter at column 7;"),
+        (b"\n\n []", ":3: it holds a list at the top"),
+        (b"3", ":1: it holds a number at the top"),
+        (b"null", ":1: it holds null at the top"),
+        (b'"x"', ":1: it holds text at the top"),
+        (b'{"a": "NaN",\n"b": NaN}', ":2: it is not JSON: NaN is no JSON value"),
+        (b'{\n"a": "\xff"}', ":2: byte 8 is not UTF-8"),
+        (b'{"a": "\\ud83d\\ude00",\n"b": "\\ud800"}', ":2: it holds half of a surrogate pair"),
+        (b'{"\\udc00": 1}', ":1: it holds half of a surrogate pair"),
+        (b'{"a": 1,\n "b": {"a": 2,\n  "\\u0061": 3}}', ":3: key b.a: the key is there twice, first on line 2;"),
+        (
+            b'{"lxc_configs":\n {"900":\n {"a": 2, "a":\n 3}}}',
+            ":3: CTID 900, key a: the key is there twice, first on line 3; keep one of them.",
+        ),
+        (b'{"a":\n' + b"9" * 5000 + b"}", ":2: it is not JSON: "),
+        (b'{"a": ' * 60000 + b"1" + b"}" * 60000, ": it is nested too deeply"),
     ],
 )
 def test_parse_refuses(content: bytes, said: str) -> None:
@@ -74,21 +83,20 @@ def test_parse_refuses(content: bytes, said: str) -> None:
         lxc_config.parse(content, FILE)
     (problem,) = error.value.problems
     text = str(problem)
-    assert text.startswith(f"{FILE}: ")
-    assert said in text
+    assert text.startswith(f"{FILE}{said}")
     assert "; " in text
     assert text.endswith(".")
     assert "\n" not in text
 
 
 def test_parse_takes_a_byte_order_mark() -> None:
-    assert lxc_config.parse(b'\xef\xbb\xbf{"a": "\xc3\xbc"}', FILE) == {"a": "ü"}
+    assert lxc_config.parse(b'\xef\xbb\xbf{"a": "\xc3\xbc"}', FILE).data == {"a": "ü"}
 
 
 @settings(deadline=None)
 @given(st.dictionaries(st.text("abc", max_size=2), JSON))
 def test_parse_gives_what_json_gives(data: dict[str, Any]) -> None:
-    assert lxc_config.parse(json.dumps(data).encode(), FILE) == data
+    assert lxc_config.parse(json.dumps(data).encode(), FILE).data == data
 
 
 @pytest.mark.parametrize(("name", "said"), [("missing.json", "there is no such file"), (".", "it is a folder")])
@@ -141,7 +149,7 @@ def test_combine_merges_files_and_overrides() -> None:
     one = {"nvidia_driver_version": "580", "lxc_configs": {"900": {"cores": 1, "name": "a"}}}
     two = {"lxc_configs": {"901": {"name": "b"}}}
     patch = {"lxc_configs": {"900": {"cores": 2, "name": None}}}
-    combined = lxc_config.combine([("1", one), ("2", two)], [("3", patch)])
+    combined = lxc_config.combine([File("1", one), File("2", two)], [File("3", patch)])
     assert combined == {"nvidia_driver_version": "580", "lxc_configs": {"900": {"cores": 2}, "901": {"name": "b"}}}
     assert one["lxc_configs"]["900"] == {"cores": 1, "name": "a"}
 
@@ -168,18 +176,18 @@ def test_combine_merges_files_and_overrides() -> None:
 def test_combine_refuses(configs: list, overrides: list, said: str) -> None:
     with pytest.raises(ConfigError) as error:
         lxc_config.combine(
-            [(f"c{number}", data) for number, data in enumerate(configs)],
-            [(f"o{number}", data) for number, data in enumerate(overrides)],
+            [File(f"c{number}", data) for number, data in enumerate(configs)],
+            [File(f"o{number}", data) for number, data in enumerate(overrides)],
         )
     assert said in str(error.value)
 
 
-def test_blame_names_the_file_that_gives_the_value() -> None:
+def test_a_problem_is_where_the_value_is_given() -> None:
     declared, patch = config(cores=0, memory_mb=1), {"lxc_configs": {"921": {"cores": 0}}}
-    sources = [("a.json", declared), ("b.json", patch)]
+    sources = [File("a.json", declared, json.dumps(declared, indent=1)), File("b.json", patch, json.dumps(patch))]
     problems = lxc_config.check(lxc_config.combine(sources[:1], sources[1:]), "a.json")
-    blamed = {problem.path: lxc_config.blame(problem, sources).file for problem in problems}
-    assert blamed == {("cores",): "b.json", ("memory_mb",): "a.json"}
+    located = {problem.path: (problem.file, problem.line) for problem in lxc_config.locate(problems, sources)}
+    assert located == {("cores",): ("b.json", 1), ("memory_mb",): ("a.json", 10)}
 
 
 # --- checks -------------------------------------------------------------------------------------------------------
@@ -404,16 +412,17 @@ def test_right_network(network: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("value", [None, ""])
-@pytest.mark.parametrize("key", sorted(lxc_config._KEYS))
+@pytest.mark.parametrize("key", sorted(KEYS))
 def test_null_and_nothing_say_nothing(key: str, value: Any) -> None:
     data = config(**{key: value})
     if key == "clone_from_ctid":
         data["lxc_configs"]["921"]["template"] = "x"
     assert lxc_config.check(data, FILE) == []
-    entry = data["lxc_configs"]["921"]
-    assert lxc_config.deprecations(entry) == []
-    silent = {name: member for name, member in entry.items() if name != key}
-    assert lxc_config.role_variables("921", entry, data) == lxc_config.role_variables("921", silent, data)
+    model = lxc_config.Model(data, FILE)
+    assert model.deprecations("921") == []
+    silent = copy.deepcopy(data)
+    del silent["lxc_configs"]["921"][key]
+    assert model.role_variables("921") == role_variables("921", silent)
 
 
 @pytest.mark.parametrize(
@@ -438,9 +447,10 @@ def test_unknown_keys_are_noted_once() -> None:
     assert lxc_config.check(data, FILE) == []
     assert notes(data) == [
         f"{FILE}: key site: this key is not known; it is kept in phoenix_settings.",
-        f"{FILE}: CTID 900, 921, key _comment: this key is not known; it is kept in phoenix_definition.",
+        f"{FILE}: CTID 900, key _comment: this key is not known (CTID 921 has it too); it is kept in "
+        "phoenix_definition.",
         f"{FILE}: CTID 921, key network_config.vlan: this key is not known; it is kept in phoenix_definition.",
-        f"{FILE}: CTID 921, key firewall.rules.log: this key is not known; it is kept in phoenix_definition.",
+        f"{FILE}: CTID 921, key firewall.rules[0].log: this key is not known; it is kept in phoenix_definition.",
     ]
 
 
@@ -477,11 +487,11 @@ def test_an_unknown_source() -> None:
 
 
 def test_an_unknown_node() -> None:
-    problems = lxc_config.examine(config(node="pve9"), FILE, ["pve1", "pve2"])[0]
+    problems = lxc_config.Model(config(node="pve9"), FILE, ["pve1", "pve2"]).problems
     assert [str(problem) for problem in problems] == [
         f'{FILE}: CTID 921, key node: "pve9" is not among the nodes; write pve1 or pve2.'
     ]
-    assert lxc_config.examine(config(node="pve2"), FILE, ["pve1", "pve2"])[0] == []
+    assert lxc_config.Model(config(node="pve2"), FILE, ["pve1", "pve2"]).problems == []
 
 
 @pytest.mark.parametrize(
@@ -525,8 +535,8 @@ def test_a_long_lineage_is_no_trouble() -> None:
         containers[str(ctid)] = {"clone_from_ctid": ctid - 1}
     data = {"lxc_configs": containers}
     assert lxc_config.check(data, FILE) == []
-    assert lxc_config.waves(data)[3099] == 2999
-    assert lxc_config.lineage(data, "3099") == list(range(100, 3100))
+    assert lxc_config.Model(data, FILE).waves()[3099] == 2999
+    assert lxc_config.Model(data, FILE).lineage("3099") == list(range(100, 3100))
     containers["100"]["clone_from_ctid"] = "3099"
     assert len(lxc_config.check(data, FILE)) == 1
 
@@ -583,13 +593,13 @@ def test_said_twice_and_differently(entry: dict[str, Any], key: str) -> None:
 
 
 @settings(deadline=None)
-@given(st.dictionaries(st.sampled_from(sorted(lxc_config._KEYS)), JSON, max_size=6))
+@given(st.dictionaries(st.sampled_from(sorted(KEYS)), JSON, max_size=6))
 def test_any_value_is_checked_without_a_traceback(entry: dict[str, Any]) -> None:
     data = config(**entry)
-    problems, remarks = lxc_config.examine(data, FILE)
-    assert all(str(line).startswith(FILE) for line in problems + remarks)
-    if not problems:
-        result = lxc_config.role_variables("921", data["lxc_configs"]["921"], data)
+    model = lxc_config.Model(data, FILE)
+    assert all(str(line).startswith(FILE) for line in model.problems + model.notes)
+    if not model.problems:
+        result = model.role_variables("921")
         assert set(result) <= set(lxc_config.ROLE_VARIABLES)
         assert json.loads(json.dumps(result)) == result
 
@@ -606,9 +616,9 @@ def test_lineage_and_waves() -> None:
         "900": BASE,
     }
     data = {"lxc_configs": containers}
-    assert lxc_config.lineage(data, "951") == [900, 901, 920, 951]
-    assert lxc_config.lineage(data, "900") == [900]
-    assert lxc_config.waves(data) == {900: 0, 901: 1, 920: 2, 950: 3, 951: 4}
+    assert lxc_config.Model(data, FILE).lineage("951") == [900, 901, 920, 951]
+    assert lxc_config.Model(data, FILE).lineage("900") == [900]
+    assert lxc_config.Model(data, FILE).waves() == {900: 0, 901: 1, 920: 2, 950: 3, 951: 4}
 
 
 @settings(deadline=None)
@@ -625,7 +635,7 @@ def test_waves_are_after_what_they_wait_for(sources: list[int], edges: list[tupl
             containers[str(100 + one)]["dependencies"].append(100 + other)
     data = {"lxc_configs": containers}
     assert lxc_config.check(data, FILE) == []
-    waves = lxc_config.waves(data)
+    waves = lxc_config.Model(data, FILE).waves()
     for ctid, entry in containers.items():
         others = [int(other) for other in [entry.get("clone_from_ctid", 0), *entry["dependencies"]] if other]
         assert waves[int(ctid)] == max((waves[other] + 1 for other in others), default=0)
@@ -678,7 +688,7 @@ def test_the_example_of_the_contract() -> None:
         }
     }
     assert lxc_config.check(data, FILE) == []
-    assert lxc_config.role_variables("921", data["lxc_configs"]["921"], data) == {
+    assert role_variables("921", data) == {
         "container_vmid": 921,
         "container_address": "10.92.0.121",
         "container_clone": {"vmid": 901, "snapname": "gpu-snapshot"},
@@ -795,10 +805,10 @@ def test_a_template_has_no_snapshot() -> None:
         f'{FILE}: CTID 900, key template_snapshot_name: "base-snapshot" is '
         "not taken: a template has no snapshots; remove it."
     ]
-    base = lxc_config.role_variables("900", data["lxc_configs"]["900"], data)
+    base = role_variables("900", data)
     assert base["container_template"] is True
     assert "container_snapshot" not in base
-    clone = lxc_config.role_variables("921", data["lxc_configs"]["921"], data)
+    clone = role_variables("921", data)
     assert clone["container_clone"] == {"vmid": 900}
 
 
@@ -808,8 +818,8 @@ def test_fault_2_a_clone_has_the_gpus_that_it_was_given() -> None:
     data["lxc_configs"]["900"].update(gpu_assignment="0,1", lxc_options=GPU_LINES)
     assert lxc_config.check(data, FILE) == []
     for entry, gpus in (({"gpu_assignment": "0"}, [0]), ({"gpu_assignment": "none"}, []), ({}, None)):
-        declared = {"clone_from_ctid": "900", **entry}
-        result = lxc_config.role_variables("921", declared, data)
+        data["lxc_configs"]["921"] = {"clone_from_ctid": "900", **entry}
+        result = role_variables("921", data)
         assert result.get("container_gpus") == gpus
         assert result["container_raw"] == []  # said, so that the source's lines that come along are removed
 
@@ -1033,7 +1043,7 @@ def test_a_firewall_is_on_at_every_declared_card(enabled: Any, flag: int | None)
 
 def test_what_is_created_from_a_template_file() -> None:
     data = {"lxc_configs": {"900": {"template_file": "/var/lib/vz/x.tar.zst", "unprivileged": False}}}
-    result = lxc_config.role_variables("900", data["lxc_configs"]["900"], data)
+    result = role_variables("900", data)
     assert result["container_ostemplate"] == "/var/lib/vz/x.tar.zst"
     assert result["container_clone"] == {}
     assert result["container_unprivileged"] is False
@@ -1088,7 +1098,7 @@ def test_idmap_lines_leave_no_gap(ranges: list[tuple[int, int]]) -> None:
         maps.append(id_map("u", start, 1000000 + start, size))
         end = start + size
     covered = 0
-    for line in lxc_config.idmap_lines(maps):
+    for line in idmap_lines(maps):
         key, kind, inside, host, size = line.split()
         assert key == "lxc.idmap:"
         if kind == "u":
@@ -1112,5 +1122,8 @@ def test_a_clone_has_the_stack_of_its_nearest_source(named: dict, expected: str 
     entries: dict = {"1": {}, "2": {"clone_from_ctid": "1"}, "3": {"clone_from_ctid": 2}}
     for ctid, stack in named.items():
         entries[ctid]["vllm_stack"] = stack
-    variables = lxc_config.role_variables("3", entries["3"], {"lxc_configs": entries})
-    assert variables.get("vllm_stack_name") == expected
+    data = {"lxc_configs": {str(100 + int(ctid)): entry for ctid, entry in entries.items()}}
+    for entry in entries.values():
+        if "clone_from_ctid" in entry:
+            entry["clone_from_ctid"] = 100 + int(entry["clone_from_ctid"])
+    assert role_variables("103", data).get("vllm_stack_name") == expected

@@ -16,9 +16,7 @@ def structured(**entry: Any) -> dict[str, Any]:
     """The arguments of an entry without their groups; fails on any mistake."""
     data = {"lxc_configs": {"950": {"template": "x", **entry}}}
     assert [str(problem) for problem in lxc_config.check(data, "f")] == []
-    config = lxc_config.role_variables("950", data["lxc_configs"]["950"], data).get(
-        "vllm_model_server_engine_config", {}
-    )
+    config = lxc_config.Model(data, "f").role_variables("950").get("vllm_model_server_engine_config", {})
     flat: dict[str, Any] = {}
     for members in config.values():
         assert not set(flat) & set(members)
@@ -135,7 +133,7 @@ def test_groups_and_the_deprecation() -> None:
         "vllm_port": 8000,
         "vllm_args": ["--max-num-seqs", "4", "--some-new-thing"],
     }
-    (sentence,) = lxc_config.deprecations(entry)
+    (sentence,) = lxc_config.Model({"lxc_configs": {"950": entry}}, "f").deprecations("950")
     old, today = sentence.split(": the flat form is old; write this in its place: ")
     assert old == "vllm_model, vllm_quantization, vllm_tensor_parallel_size, vllm_port, vllm_args"
     assert json.loads("{" + today + "}") == {
@@ -149,13 +147,10 @@ def test_groups_and_the_deprecation() -> None:
     }
     # What it says to write means the same.
     today_entry = {"template": "x", **json.loads("{" + today + "}")}
-    data = {"lxc_configs": {"950": entry, "951": today_entry}}
+    model = lxc_config.Model({"lxc_configs": {"950": entry, "951": today_entry}}, "f")
     variable = "vllm_model_server_engine_config"
-    assert (
-        lxc_config.role_variables("950", entry, data)[variable]
-        == lxc_config.role_variables("951", today_entry, data)[variable]
-    )
-    assert lxc_config.deprecations(today_entry) == []
+    assert model.role_variables("950")[variable] == model.role_variables("951")[variable]
+    assert model.deprecations("951") == []
 
 
 @settings(deadline=None)
