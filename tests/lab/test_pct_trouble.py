@@ -9,7 +9,6 @@ import contextlib
 import fcntl
 import os
 import re
-import shutil
 import signal
 import socket
 import stat
@@ -63,11 +62,20 @@ def lab() -> Iterator[None]:
     """The template; and all that these tests make is gone before and after, also when one fails."""
     require_lab()
 
-    def remove() -> None:
-        destroy(*range(539, 499, -1))
-        DEVICE.unlink(missing_ok=True)
+    remove_all()
+    try:
+        make_source()
+        yield
+    finally:
+        remove_all()
 
-    remove()
+
+def remove_all() -> None:
+    remove(*range(539, 499, -1))
+    DEVICE.unlink(missing_ok=True)
+
+
+def make_source() -> None:
     pct("create", str(SOURCE), OSTEMPLATE, "--rootfs", "local-btrfs:1", "--unprivileged", "1", "--memory", "128")
     root = Path(f"/var/lib/phoenix-lab/btrfs/images/{SOURCE}/vm-{SOURCE}-disk-0.subvol")
     init = root / "usr/sbin/init"
@@ -78,8 +86,6 @@ def lab() -> Iterator[None]:
     os.chown(init, owner.st_uid, owner.st_gid)
     (root / "usr/bin/systemctl").unlink()
     pct("template", str(SOURCE))
-    yield
-    remove()
 
 
 @pytest.fixture(scope="module", params=["node", "api"])
@@ -91,14 +97,22 @@ def each_way(request) -> Iterator[str]:
 @pytest.fixture
 def one() -> Iterator[int]:
     """A CTID that is free before and after."""
-    destroy(ONE)
+    remove(ONE)
     yield ONE
-    destroy(ONE)
+    remove(ONE)
+
+
+def remove(*vmids: int) -> None:
+    """Remove containers; one call for each that is in no trouble."""
+    for vmid in vmids:
+        if conf(vmid):
+            pct("destroy", str(vmid), "--force", "--destroy-unreferenced-disks", "1", good=False)
+    destroy(*vmids)
 
 
 def make(vmid: int, kind: str = "stopped") -> None:
     """Bring a CTID into a state without the module."""
-    destroy(vmid)
+    remove(vmid)
     if kind != "nothing":
         pct("clone", str(SOURCE), str(vmid))
     if kind == "running":
@@ -204,7 +218,7 @@ def row(each_way, request) -> Iterator[dict]:
             for state in STATES
         },
     }  # fmt: skip
-    destroy(*vmids.values())
+    remove(*vmids.values())
 
 
 class TestEveryStateFromEveryState:
@@ -260,7 +274,7 @@ def locked_runs(**options) -> dict[str, dict]:
 
 
 def make_locked_ones() -> None:
-    destroy(519)
+    remove(519)
     for vmid, _run in LOCKED.values():
         make(vmid)
 
@@ -314,7 +328,7 @@ def locked(each_way) -> Iterator[dict]:
         take_locks_away()
     found[RELEASED] = {name: result_of(process) for name, process in processes.items()}
     yield found
-    destroy(519, *range(515, 510, -1))
+    remove(519, *range(515, 510, -1))
 
 
 class TestLocked:
@@ -369,7 +383,7 @@ def behind_flock() -> Iterator[dict]:
         time.sleep(3)
         ended = [name for name, process in processes.items() if process.poll() is not None]
     yield {HELD: held, "ended": ended, RELEASED: {name: result_of(each) for name, each in processes.items()}}
-    destroy(519, *range(515, 510, -1))
+    remove(519, *range(515, 510, -1))
 
 
 class TestFlocked:
@@ -594,7 +608,7 @@ class TestSomebodyElseBetweenLookAndDoing:
     @pytest.fixture(autouse=True)
     def both_gone(self, one) -> Iterator[None]:
         yield
-        destroy(ORIGIN)
+        remove(ORIGIN)
 
     @pytest.mark.parametrize("name", BOTH_STAY)
     def test_what_both_changed_is_there(self, name):
@@ -711,7 +725,7 @@ class TestKilled:
     @pytest.fixture(autouse=True)
     def both_gone(self, one) -> Iterator[None]:
         yield
-        destroy(ORIGIN)
+        remove(ORIGIN)
 
     @pytest.mark.parametrize("victims", VICTIMS)
     @pytest.mark.parametrize("command", ["clone", "set", "start"])
@@ -836,9 +850,9 @@ def declared_clone(vmid: int) -> dict:
 @pytest.fixture
 def many() -> Iterator[range]:
     vmids = range(520, 540)
-    destroy(*vmids)
+    remove(*vmids)
     yield vmids
-    destroy(*vmids)
+    remove(*vmids)
 
 
 def assert_cloned(runs: dict[str, dict], results: dict[str, dict]) -> None:
