@@ -14,6 +14,7 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,6 +31,7 @@ MISC = (
 )  # fmt: skip
 # The first CPU's cpuid, the first screen: a major number that no MISC device has.
 OTHER_MAJOR = (os.makedev(203, 0), os.makedev(7, 0))
+DELAY = Path("/var/lib/phoenix-lab/pct-delay")
 GPUS = ("/dev/nvidia0", "/dev/nvidia1")
 UVM = "/dev/nvidia-uvm"
 COMMON = ("/dev/nvidiactl", UVM, "/dev/nvidia-uvm-tools", "/dev/nvidia-caps/nvidia-cap1")
@@ -308,6 +310,47 @@ class TestRawLines:
         assert self.rule(old) not in self.rules(clone)
         check(clone, node, 0)
         assert not opens_made_by_root(clone, old)
+
+    def test_a_node_that_was_upgraded(self, template, clone, node):
+        """devN instead of the raw lines, by one restart: the rules that Proxmox makes of devN are the same as ours."""
+        options = {"vmid": clone, "state": "started", "clone": {"vmid": template}, "gpus": [0]}
+        lab.call(**options)
+        with lab.release("9.1"):
+            done = lab.converge(**options)
+            assert lab.names(done) == ["set", "reboot"]
+            assert lab.info(clone)["raw"] == []
+            check(clone, node, 0)
+
+    def test_a_change_that_must_not_restart_says_what_waits(self, template, clone, node):
+        options = {"vmid": clone, "clone": {"vmid": template}, "gpus": [1]}
+        lab.call(**{**options, "gpus": [0, 1]}, state="started")
+        done = lab.call(**options, restart="never")
+        assert lab.names(done) == []
+        assert done["restart_required"] == ["lxc.cgroup2.devices.allow", "lxc.mount.entry"]
+        check(clone, node, 0, 1)
+        # Until it was restarted.
+        assert lab.call(**options, restart="never")["restart_required"] == done["restart_required"]
+        assert lab.names(lab.call(**options)) == ["reboot"]
+        check(clone, node, 1)
+
+    def test_a_run_that_was_killed_before_its_restart_is_made_up_for_by_the_next(self, template, clone, node):
+        options = {"vmid": clone, "state": "started", "clone": {"vmid": template}}
+        lab.call(**options, gpus=[0, 1])
+        before = lab.calls(clone)
+        DELAY.write_text("5\n")
+        try:
+            run = lab.start_module("pct_container", False, {**options, "gpus": [1]})
+            lab.wait_until(lambda: lab.calls(clone) > before)
+            reboot = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+            for pid in (run.pid, *map(int, reboot)):
+                os.kill(pid, signal.SIGKILL)
+            run.communicate()
+        finally:
+            DELAY.unlink()
+        assert len(reboot) == 1
+        check(clone, node, 0, 1)
+        assert lab.names(lab.converge(**options, gpus=[1])) == ["reboot"]
+        check(clone, node, 1)
 
 
 class TestWhatTheNodeDoesNotHave:
