@@ -52,8 +52,55 @@ options:
       - The node of containers whose entry has no C(node).
       - May be left out when there is one node.
     type: str
+  live:
+    description:
+      - Whether to ask each node how its containers are, in one request per node. Each container then has
+        C(phoenix_state) (V(running), V(stopped), V(template), V(absent)), C(phoenix_addresses), C(phoenix_differs) (the
+        keys of Proxmox's configuration that differ from the declaration) and, where it can't become what is declared,
+        C(phoenix_problem) with the reason.
+      - The node's files are read over the node's own connection. What only the firewall's file and what is remembered
+        of earlier runs tell is not compared.
+      - With O(live_api_host) the REST API is asked once for all nodes. It tells neither addresses nor more of the
+        configuration than name, memory, cores, disk and template, so nothing else is compared and there is no
+        C(phoenix_addresses).
+      - A node that doesn't answer is a warning, and its containers don't have these variables; with O(strict) it is
+        a mistake.
+    type: bool
+    default: false
+  live_api_host:
+    description: Address of a node whose REST API is asked instead of the nodes' files, for O(live). Needs proxmoxer.
+    type: str
+  live_api_port:
+    description: Port of the REST API.
+    type: int
+    default: 8006
+  live_api_user:
+    description: User with its realm, such as V(ansible@pve).
+    type: str
+    env:
+      - name: PROXMOX_USER
+  live_api_token_id:
+    description: Name of a token of the user.
+    type: str
+    env:
+      - name: PROXMOX_TOKEN_ID
+  live_api_token_secret:
+    description: The token's secret. The environment is the better place.
+    type: str
+    env:
+      - name: PROXMOX_TOKEN_SECRET
+  live_validate_certs:
+    description: Whether the API's certificate has to be trustworthy.
+    type: bool
+    default: true
+  live_ca_path:
+    description: File of the CA that signed it. Left out, the system's CAs.
+    type: str
+notes:
+  - Cached is what O(live) finds; the files are read each time. A changed declaration is compared anew.
 extends_documentation_fragment:
   - constructed
+  - inventory_cache
 seealso:
   - plugin: phoenix.hypervisor.pct
     plugin_type: connection
@@ -80,8 +127,11 @@ nodes:
 #     prefix: cores
 """
 
+import hashlib
+import json
 import os
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
@@ -89,9 +139,12 @@ from ansible import constants as C
 from ansible import context
 from ansible.errors import AnsibleError, AnsibleParserError
 from ansible.inventory.manager import split_host_pattern
-from ansible.plugins.inventory import BaseInventoryPlugin, Constructable
+from ansible.module_utils.common.text.converters import to_text
+from ansible.playbook.play_context import PlayContext
+from ansible.plugins.inventory import BaseInventoryPlugin, Cacheable, Constructable
+from ansible.plugins.loader import connection_loader
 from ansible.utils.unsafe_proxy import wrap_var
-from ansible_collections.phoenix.hypervisor.plugins.module_utils import lxc_config
+from ansible_collections.phoenix.hypervisor.plugins.module_utils import live, lxc_config
 
 try:
     from ansible.template import trust_as_template as _trust
@@ -115,7 +168,7 @@ _REACHES_NODE = re.compile(
 _GROUP_BY_KEY = {"storage_pool": "pool", "clone_from_ctid": "clones_of"}
 
 
-class InventoryModule(BaseInventoryPlugin, Constructable):
+class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
     NAME = "phoenix.hypervisor.lxc_configs"
 
     def verify_file(self, path: str) -> bool:
@@ -133,7 +186,10 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
             nodes, default_node = check_nodes(self.get_option("nodes"), self.get_option("default_node"), _shown(path))
             model = self._load(os.path.dirname(os.path.abspath(path)), nodes, default_node)
             self._check_limit(model, path)
-            self.populate(model, nodes, default_node)
+            hosts = self.populate(model, nodes, default_node)
+            if self.get_option("live"):
+                self._add_live(hosts, nodes, path, cache)
+            self._construct(hosts)
         except lxc_config.ConfigError as error:
             self._refuse([str(problem) for problem in error.problems])
         except AnsibleError as error:
@@ -209,8 +265,10 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
         if problems:
             raise lxc_config.ConfigError(problems)
 
-    def populate(self, model: lxc_config.Model, nodes: Mapping[str, Any], default_node: str) -> None:
-        """Fill the inventory.
+    def populate(
+        self, model: lxc_config.Model, nodes: Mapping[str, Any], default_node: str
+    ) -> dict[str, dict[str, Any]]:
+        """Fill the inventory with hosts and groups; gives the variables of each container's host.
 
         :param model: a configuration without mistakes
         :param nodes: the variables of each node
@@ -242,15 +300,125 @@ class InventoryModule(BaseInventoryPlugin, Constructable):
             group = inventory.add_group(f"lineage_{variables['phoenix_ctid']}")
             for member in variables["phoenix_lineage"]:
                 inventory.add_host(f"ctid_{member}", group=group)
-        if any(self.get_option(option) for option in ("compose", "groups", "keyed_groups")):
-            for host, variables in hosts.items():
-                self._construct(host, variables)
+        return hosts
 
-    def _construct(self, host: str, variables: Mapping[str, Any]) -> None:
+    def _construct(self, hosts: Mapping[str, Mapping[str, Any]]) -> None:
+        """Add the variables and groups that the source's own expressions give."""
+        compose, groups, keys = (self.get_option(option) for option in ("compose", "groups", "keyed_groups"))
+        if not (compose or groups or keys):
+            return
         strict = self.get_option("strict")
-        self._set_composite_vars(self.get_option("compose"), variables, host, strict=strict)
-        self._add_host_to_composed_groups(self.get_option("groups"), variables, host, strict=strict)
-        self._add_host_to_keyed_groups(self.get_option("keyed_groups"), variables, host, strict=strict)
+        for host, variables in hosts.items():
+            self._set_composite_vars(compose, variables, host, strict=strict)
+            self._add_host_to_composed_groups(groups, variables, host, strict=strict)
+            self._add_host_to_keyed_groups(keys, variables, host, strict=strict)
+
+    # --- live ---------------------------------------------------------------------------------------------------------
+
+    def _add_live(
+        self, hosts: dict[str, dict[str, Any]], nodes: Mapping[str, Any], path: str, may_use_cache: bool
+    ) -> None:
+        """Add what the containers are like at the moment, from the cache where it has that.
+
+        :raises AnsibleParserError: when a node doesn't answer, with C(strict)
+        """
+        declared = {
+            host: {name: value for name, value in variables.items() if name in lxc_config.ROLE_VARIABLES}
+            for host, variables in hosts.items()
+        }
+        # How the nodes are asked counts as well; the cache has the digest of that only.
+        said = json.dumps([declared, self.get_option("live_api_host")], sort_keys=True)
+        digest = hashlib.sha256(said.encode()).hexdigest()
+        key, is_cached = self.get_cache_key(path), self.get_option("cache")
+        known = self._cache.get(key) if is_cached and may_use_cache else None
+        found = known["hosts"] if known and known["digest"] == digest else None
+        if found is None:
+            found, is_complete = self._look(hosts, declared, nodes)
+            if is_cached and is_complete:
+                self._cache[key] = {"digest": digest, "hosts": found}
+        plain = _Plain()
+        for host, variables in found.items():
+            hosts[host].update(plain(variables))
+            self.inventory.hosts[host].vars.update(hosts[host])
+
+    def _look(
+        self,
+        hosts: Mapping[str, Mapping[str, Any]],
+        declared: Mapping[str, Mapping[str, Any]],
+        nodes: Mapping[str, Any],
+    ) -> tuple[dict[str, Any], bool]:
+        """What each host is like, without those whose node doesn't answer; and whether all did."""
+        if self.get_option("live_api_host"):
+            try:
+                resources = self._ask_api()
+            except live.LiveError as error:
+                self._tell("the API at " + self.get_option("live_api_host"), error)
+                return {}, False
+            return {host: live.compared_by_api(variables, resources) for host, variables in declared.items()}, True
+        found: dict[str, Any] = {}
+        is_complete = True
+        for node, variables in nodes.items():
+            theirs = [host for host in hosts if hosts[host]["phoenix_node"] == node]
+            if not theirs:
+                continue
+            try:
+                seen = live.read(self._ask_node(node, variables))
+            except (live.LiveError, AnsibleError) as error:
+                self._tell(f"node {node}", error)
+                is_complete = False
+                continue
+            found.update((host, live.compared(declared[host], seen)) for host in theirs)
+        return found, is_complete
+
+    def _tell(self, who: str, error: Exception) -> None:
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        sentence = f"{who} does not answer: {reason}; its containers have no phoenix_state (live: true)"
+        if self.get_option("strict"):
+            raise AnsibleParserError(sentence)
+        self.display.warning(sentence)
+
+    def _ask_node(self, node: str, variables: Mapping[str, Any]) -> str:
+        """What L(live.SCRIPT) prints on a node, over ansible-core's own connection to it.
+
+        :raises LiveError: when it fails there
+        """
+        self.templar.available_variables = {"inventory_hostname": node, **variables}
+        options = self.templar.template({"inventory_hostname": node, "ansible_host": node, **variables})
+        name = str(options.get("ansible_connection", "ssh")).rpartition(".")[2]
+        context = PlayContext()
+        context.remote_addr = str(options["ansible_host"])
+        connection = connection_loader.get(f"ansible.builtin.{name}", context)
+        if connection is None:
+            raise live.LiveError(f"there is no connection {name} in ansible-core; its state is read over ssh or local")
+        connection.set_options(var_options=options)
+        try:
+            command = "/bin/sh -c " + shlex.quote(live.SCRIPT)
+            rc, output, error = connection.exec_command(command, sudoable=False)
+        finally:
+            connection.close()
+        if rc:
+            raise live.LiveError(to_text(error).strip() or f"reading its files ended with {rc}")
+        return to_text(output, errors="surrogate_then_replace")
+
+    def _ask_api(self) -> list[dict[str, Any]]:
+        """The API's list of containers. :raises LiveError: when it can't be had"""
+        # Only here: the node's modules need not be loaded for a file.
+        from ansible_collections.phoenix.hypervisor.plugins.module_utils import api, node
+
+        names = ("host", "port", "user", "token_id", "token_secret")
+        params = {f"api_{name}": self.get_option(f"live_api_{name}") for name in names}
+        params.update(validate_certs=self.get_option("live_validate_certs"), ca_path=self.get_option("live_ca_path"))
+
+        class Cluster(api.ApiNode):
+            """All nodes: no request to find out which one is meant."""
+
+            def _node_name(self, wanted: str | None) -> str:
+                return ""
+
+        try:
+            return [one for one in Cluster(params)._get("cluster/resources", type="vm") if one.get("type") == "lxc"]
+        except node.NodeError as error:
+            raise live.LiveError(str(error)) from error
 
 
 def check_nodes(nodes: Any, default_node: str | None, file: str) -> tuple[dict[str, dict[str, Any]], str]:

@@ -17,7 +17,7 @@ from ansible.inventory.data import InventoryData
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar
 from ansible_collections.phoenix.hypervisor.plugins.inventory import lxc_configs
-from ansible_collections.phoenix.hypervisor.plugins.module_utils import lxc_config
+from ansible_collections.phoenix.hypervisor.plugins.module_utils import api, live, lxc_config
 
 # A source's own expressions are templates; that has to be said from ansible-core 2.19 on.
 trusted = lxc_configs._trust
@@ -67,7 +67,7 @@ def populated(
     plugin, nodes = module(**options), nodes or OPTIONS["nodes"]
     model = lxc_config.Model(config or CONFIG, "f", nodes)
     assert model.problems == []
-    plugin.populate(model, nodes, next(iter(nodes)))
+    plugin._construct(plugin.populate(model, nodes, next(iter(nodes))))
     return plugin.inventory
 
 
@@ -209,6 +209,89 @@ def test_strict() -> None:
     populated(strict=False, compose={"x": trusted("no_such_variable")})
     with pytest.raises(AnsibleError):
         populated(compose={"x": trusted("no_such_variable")})
+
+
+# --- live ---------------------------------------------------------------------------------------------------------
+
+LIVE = {"live": True, "live_api_host": None, "cache": False}
+SCRIPT_OUTPUT = "conf 900\n template: 1\n unprivileged: 1\n\nconf 921\n unprivileged: 1\n\nrunning 921\n 10.0.0.5\nend\n"
+
+
+class Asked:
+    """Answers instead of the nodes, and counts."""
+
+    def __init__(self, plugin: lxc_configs.InventoryModule, **answers: str) -> None:
+        self.answers, self.asked, self.warnings = answers, [], []
+        plugin._ask_node = self
+        plugin.display = self
+
+    def __call__(self, node: str, variables: Any) -> str:
+        self.asked.append(node)
+        if node not in self.answers:
+            raise live.LiveError("first line\nno route to host")
+        return self.answers[node]
+
+    def warning(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+def looked(nodes: dict[str, Any], answers: dict[str, str], **options: Any) -> tuple[InventoryData, Asked]:
+    config = {"lxc_configs": {"900": BASE, "910": {"template": "x", "node": "b"}, "921": {"clone_from_ctid": 900}}}
+    plugin = module(**LIVE, **options)
+    asked = Asked(plugin, **answers)
+    plugin.get_cache_key = lambda path: "key"
+    hosts = plugin.populate(lxc_config.Model(config, "f", nodes, "a"), nodes, "a")
+    plugin._add_live(hosts, nodes, "source", True)
+    plugin._construct(hosts)
+    return plugin.inventory, asked
+
+
+def test_each_node_is_asked_once() -> None:
+    groups = [{"key": trusted("phoenix_state"), "prefix": "state"}]
+    nodes: dict[str, Any] = {"a": {}, "b": {}, "idle": {}}
+    inventory, asked = looked(nodes, {"a": SCRIPT_OUTPUT, "b": "end\n"}, keyed_groups=groups)
+    assert asked.asked == ["a", "b"]
+    assert asked.warnings == []
+    assert members(inventory, "state_running") == ["ctid_921"]
+    assert members(inventory, "state_template") == ["ctid_900"]
+    assert members(inventory, "state_absent") == ["ctid_910"]
+    assert inventory.hosts["ctid_921"].vars["phoenix_addresses"] == ["10.0.0.5"]
+    assert inventory.hosts["ctid_900"].vars["phoenix_differs"] == ["hostname"]
+
+
+def test_a_node_that_does_not_answer_leaves_the_others() -> None:
+    inventory, asked = looked({"a": {}, "b": {}}, {"a": SCRIPT_OUTPUT}, strict=False)
+    (warning,) = asked.warnings
+    assert warning.startswith("node b does not answer: no route to host; ")
+    assert "phoenix_state" not in inventory.hosts["ctid_910"].vars
+    assert inventory.hosts["ctid_921"].vars["phoenix_state"] == "running"
+    with pytest.raises(AnsibleParserError, match=r"^node b does not answer: no route to host; "):
+        looked({"a": {}, "b": {}}, {"a": SCRIPT_OUTPUT}, strict=True)
+
+
+def test_the_api_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = []
+
+    class Api:
+        def __init__(self, host: str, **login: Any) -> None:
+            requests.append((host, login["token_name"], login["token_value"]))
+
+        def __call__(self, path: str) -> Api:
+            requests.append(path)
+            return self
+
+        def get(self, **parameters: str) -> list[dict[str, Any]]:
+            return [{"vmid": 921, "type": "lxc", "status": "running"}, {"vmid": 900, "type": "qemu"}]
+
+    pytest.importorskip("proxmoxer")
+    monkeypatch.setattr(api, "ProxmoxAPI", Api)
+    options = {"user": "a@pve", "token_id": "t", "token_secret": "s", "port": 8006}
+    plugin = module(
+        **{f"live_api_{name}": value for name, value in options.items()},
+        live_api_host="h", live_validate_certs=True, live_ca_path=None,
+    )  # fmt: skip
+    assert plugin._ask_api() == [{"vmid": 921, "type": "lxc", "status": "running"}]
+    assert requests == [("h", "t", "s"), "cluster/resources"]
 
 
 # --- nodes and limits ---------------------------------------------------------------------------------------------
