@@ -144,7 +144,7 @@ _SUSPICIONS = (b"lxc-attach: ", b"Configuration file '", b"not running")
 
 # The node's shell functions that end a run. Only numbers are taken from ps: a process inside chooses its own name.
 # A child that dropped its environment (su, env -i) is known by its parent; nothing in the node's own PID namespace is
-# ever touched. As long as the way in is there ($$ waits for it), something may be starting that has no mark yet.
+# ever touched. While the process $1 waits for the way in, something may be starting that has no mark yet.
 _CUT = r"""
 members() {
   marked=$(grep -lsxzF "$MARK=$run" /proc/[0-9]*/environ | tr -dc '0-9\n' | tr '\n' ' ')
@@ -162,7 +162,7 @@ cut_off() {
   own=$(readlink /proc/self/ns/pid); known=; told=' '; round=0
   while [ $((round += 1)) -le 70 ]; do
     known=$(members | tr '\n' ' ')
-    [ "$known" ] || kill -0 $$ || return 0
+    [ "$known" ] || kill -0 "$1" || return 0
     for pid in $known; do
       case $told in
         *" $pid "*) [ $round -le 50 ] || kill -KILL "$pid";;
@@ -174,6 +174,8 @@ cut_off() {
 }
 """
 
+# Nothing is to be ended when the way in has ended by itself (the process $$ is gone then).
+#
 # Over SSH, stdin is the sign of life. It brings lines (a password that somebody inside asks for), then the mark and a
 # number of bytes, these bytes, and the word that it will be held open: then its end means that the session was cut.
 # Without that word the end is only the end of the input.
@@ -191,24 +193,25 @@ feed() {
       *) printf '%s\n' "$line";;
     esac
   done
-  cut_off
+  kill -0 $$ && cut_off $$
 }
 """
 
 _HELD = b"held\n"
 
 
-def enter(vmid: int, command: str) -> str:
+def enter(vmid: int, command: str, before: str = "") -> str:
     """The node's shell command that runs a shell command inside a container.
 
     :param vmid: the container's CTID
-    :param command: for the container's /bin/sh. The shell's variable C(run) is the mark it gets
+    :param command: for the container's /bin/sh. The node's shell has its mark in the variable C(run)
+    :param before: a command of the node that runs the way in
     """
     inside = shlex.join(["env", "-i", *(f"{key}={value}" for key, value in ENVIRONMENT.items())])
     inside += f' {MARK}="$run" /bin/sh -c ' + shlex.quote(command)
     return (
-        f"if command -v lxc-attach >/dev/null; then exec lxc-attach -n {vmid} --clear-env -- {inside}; "
-        f"elif command -v pct >/dev/null; then exec pct exec {vmid} -- {inside}; "
+        f"if command -v lxc-attach >/dev/null; then exec {before}lxc-attach -n {vmid} --clear-env -- {inside}; "
+        f"elif command -v pct >/dev/null; then exec {before}pct exec {vmid} -- {inside}; "
         'else echo "$mark noway" >&2; exit 254; fi'
     )
 
@@ -224,11 +227,16 @@ def guarded(vmid: int, command: str, mark: str, alive: str = "") -> str:
     # The caller's folder means nothing inside, but lxc-attach would go there if the container has one of that name.
     # The node's shell adds its own PID to the mark: a second try is another run.
     script = f"cd /; mark={mark}; run=$mark.$$; MARK={MARK}{_CUT}"
-    way_in = enter(vmid, command)
     if alive:
-        script += f"{{ trap '' HUP INT TERM; read -r line; cut_off; }} <{alive} >/dev/null 2>&1 &\n({way_in})"
+        # Ansible ends its workers with a signal to the whole group. What is inside would lose its parents by that, and
+        # with them what it is known by: it gets a session of its own.
+        script += (
+            "trap : HUP INT TERM\n"
+            f"{{ trap '' HUP INT TERM; read -r line; kill -0 $$ && cut_off $$; }} <{alive} >/dev/null 2>&1 &\n"
+        )
+        script += f"({enter(vmid, command, 'setsid ')})"
     else:
-        script += f"{_FEED}exec 3<&0\n{{ feed <&3 3<&- 2>/dev/null & }} | {{ exec 3<&-; {way_in}; }}"
+        script += f"{_FEED}exec 3<&0\n{{ feed <&3 3<&- 2>/dev/null & }} | {{ exec 3<&-; {enter(vmid, command)}; }}"
     return script + '\nrc=$?; [ $rc -ne 255 ] || { echo "$mark 255" >&2; rc=254; }; exit $rc'
 
 

@@ -8,8 +8,10 @@ The SSH server is one of these tests' own: on loopback, with keys and a configur
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -101,6 +103,7 @@ def sshd() -> Iterator[dict]:
             "ansible_private_key_file": str(folder / "user"),
             "ansible_ssh_common_args": f"-F none -o UserKnownHostsFile={folder}/known -o IdentitiesOnly=yes",
             "ansible_control_path_dir": str(folder / "cp"),
+            "pid": server.pid,
         }
     finally:
         server.terminate()
@@ -334,3 +337,126 @@ class TestPlaybook:
         )
         assert done.returncode == 0, done.stdout + done.stderr
         assert "WARNING" not in done.stdout + done.stderr
+
+
+def playbook(folder: Path, variables: dict, tasks: list[dict], **host) -> list[str]:
+    """The command that runs tasks in the container, from an inventory and a playbook in a folder."""
+    host = {
+        "ansible_connection": "phoenix.hypervisor.pct",
+        "ansible_pct_vmid": VMID,
+        "ansible_python_interpreter": "/usr/bin/python3",
+        "ansible_pipelining": True,
+        **variables,
+        **host,
+    }
+    (folder / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": {"inside": host}}}))
+    play = {"hosts": "inside", "gather_facts": False, "tasks": tasks}
+    (folder / "play.yml").write_text(yaml.safe_dump([play], sort_keys=False))
+    return [
+        str(Path(sys.executable).with_name("ansible-playbook")), "-i", str(folder / "hosts.yml"),
+        str(folder / "play.yml"),
+    ]  # fmt: skip
+
+
+def play(folder: Path, variables: dict, tasks: list[dict], **host) -> subprocess.CompletedProcess:
+    """Run tasks in the container."""
+    return subprocess.run(
+        playbook(folder, variables, tasks, **host),
+        cwd=ROOT, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL, check=False,
+    )  # fmt: skip
+
+
+def wait_for(what, seconds: float = 20) -> None:
+    """Wait until a function says yes."""
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "it did not come to that in time"
+        time.sleep(0.1)
+
+
+def children(pid: int) -> list[int]:
+    """The children of a process of this machine."""
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+class TestGivenUp:
+    """A task that nobody waits for any more leaves nothing behind in the container."""
+
+    # A child, one that has dropped its environment, and one that doesn't want to end.
+    TASK = "sleep 4321 & env -i sleep 4322 & (trap '' TERM; env -i sleep 4323; sleep 4324); wait"
+
+    @pytest.fixture
+    def sleepers(self, inside):
+        def running() -> list[str]:
+            return inside("pgrep -a sleep | cut -d' ' -f2-; true")[1].decode().splitlines()
+
+        yield running
+        inside("pkill -9 -f 'sleep 43'; true")
+
+    @pytest.fixture
+    def started(self, variables, sleepers, tmp_path):
+        """A playbook whose task runs inside."""
+        tasks = [{"ansible.builtin.shell": self.TASK, "changed_when": False}]
+        process = subprocess.Popen(
+            playbook(tmp_path, variables, tasks), cwd=ROOT, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        wait_for(lambda: len(sleepers()) == 3)
+        yield process
+        process.kill()
+        process.communicate()
+
+    @pytest.mark.parametrize("how", ["INT", "TERM"])
+    def test_ansible_is_ended(self, started, sleepers, how):
+        number = getattr(signal, f"SIG{how}")
+        # Ctrl+C reaches the whole group, as at a terminal.
+        os.killpg(started.pid, number) if how == "INT" else os.kill(started.pid, number)
+        wait_for(lambda: not sleepers())
+
+    def test_its_worker_is_killed(self, started, sleepers):
+        (worker,) = children(started.pid)
+        os.kill(worker, signal.SIGKILL)
+        wait_for(lambda: not sleepers())
+
+    def test_the_ssh_connection_breaks(self, started, sleepers, variables, sshd):
+        if variables["ansible_pct_node_connection"] == "local":
+            pytest.skip("there is none")
+        for pid in children(sshd["pid"]):
+            os.kill(pid, signal.SIGKILL)
+        out, _none = started.communicate(timeout=30)
+        assert b"the SSH connection to node 127.0.0.1 was lost; container 700 is entered from there" in out
+        wait_for(lambda: not sleepers())
+
+    def test_the_task_takes_too_long(self, variables, sleepers, tmp_path):
+        done = play(
+            tmp_path, variables, [{"ansible.builtin.shell": self.TASK, "timeout": 3, "changed_when": False}]
+        )
+        assert done.returncode == 2
+        assert "imed out" in done.stdout
+        wait_for(lambda: not sleepers())
+
+    def test_only_what_is_given_up_ends(self, variables, sleepers, started, inside, tmp_path):
+        """Tasks of other runs, async jobs, and what an earlier task has left running on purpose stay."""
+        (tmp_path / "other").mkdir()
+        tasks = [
+            {"ansible.builtin.shell": "nohup sleep 4325 >/dev/null 2>&1 &", "changed_when": False},
+            {"ansible.builtin.command": "sleep 4326", "async": 60, "poll": 0, "changed_when": False},
+            {"ansible.builtin.shell": "pgrep -fx 'sleep 4325' && pgrep -fx 'sleep 4326'", "changed_when": False},
+        ]
+        done = play(tmp_path / "other", variables, tasks)
+        assert done.returncode == 0, done.stdout
+        os.kill(started.pid, signal.SIGTERM)
+        wait_for(lambda: sorted(sleepers()) == ["sleep 4325", "sleep 4326"])
+        time.sleep(1)
+        assert sorted(sleepers()) == ["sleep 4325", "sleep 4326"]
+
+    def test_nothing_of_the_guard_is_left_on_the_node(self, inside):
+        def guards() -> list[str]:
+            marks = []
+            for path in Path("/proc").glob("[0-9]*/cmdline"):
+                with contextlib.suppress(OSError):
+                    marks += [path.read_bytes()[:40]] if b"cut_off()" in path.read_bytes() else []
+            return marks
+
+        inside("true")
+        wait_for(lambda: not guards(), 5)

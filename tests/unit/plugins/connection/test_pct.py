@@ -35,7 +35,7 @@ class FakeNode:
         (folder / "bin").mkdir()
         (folder / "bin" / way_in).write_text(STAND_IN)
         (folder / "bin" / way_in).chmod(0o755)
-        for tool in ("sh", "dirname", "env", "cat", "mv", "rm", "wc", "stat", "head"):
+        for tool in ("sh", "dirname", "env", "cat", "mv", "rm", "wc", "stat", "head", "setsid"):
             (folder / "bin" / tool).symlink_to(f"/bin/{tool}" if os.path.exists(f"/bin/{tool}") else f"/usr/bin/{tool}")
 
     def set_become_plugin(self, plugin):
