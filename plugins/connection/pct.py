@@ -79,6 +79,20 @@ options:
     type: str
     vars:
       - name: ansible_control_path
+  pipelining:
+    env:
+      - name: ANSIBLE_PIPELINING
+      - name: ANSIBLE_SSH_PIPELINING
+    ini:
+      - section: defaults
+        key: pipelining
+      - section: connection
+        key: pipelining
+      - section: ssh_connection
+        key: pipelining
+    vars:
+      - name: ansible_pipelining
+      - name: ansible_ssh_pipelining
   node_control_path_dir:
     description: The folder of these sockets.
     type: str

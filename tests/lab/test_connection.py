@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -25,12 +26,13 @@ from ansible.errors import AnsibleConnectionFailure, AnsibleError, AnsibleFileNo
 from ansible.playbook.play_context import PlayContext
 from ansible.plugins.connection import ConnectionBase
 from ansible.plugins.loader import connection_loader, init_plugin_loader
+from ansible.release import __version__
 
 pytestmark = pytest.mark.lab
 
 ROOT = Path(__file__).resolve().parents[2]
 SSHD = "/usr/sbin/sshd"
-VMID, STOPPED, MISSING = 700, 701, 719
+VMID, STOPPED, PRIVILEGED, MISSING = 700, 701, 702, 719
 OSTEMPLATE = "local:vztmpl/debian-12-lab_12_amd64.tar.zst"
 CALLS = Path("/var/log/phoenix-lab/pct-calls.log")
 ODD = "a b'c\"d$e;f*g\\h-ü\n.bin"
@@ -52,17 +54,18 @@ def container() -> Iterator[None]:
         pytest.skip("the lab is not up (make lab-up)")
 
     def remove() -> None:
-        for vmid in (VMID, STOPPED):
+        for vmid in (VMID, STOPPED, PRIVILEGED):
             if Path(f"/etc/pve/lxc/{vmid}.conf").exists():
                 pct("destroy", str(vmid), "--force")
 
     remove()
-    for vmid in (VMID, STOPPED):
+    for vmid in (VMID, STOPPED, PRIVILEGED):
         pct(
             "create", str(vmid), OSTEMPLATE, "--hostname", "inside", "--rootfs", "local-btrfs:2", "--memory", "512",
-            "--unprivileged", "1", "--features", "nesting=1",
+            "--unprivileged", str(int(vmid != PRIVILEGED)), "--features", "nesting=1",
         )  # fmt: skip
     pct("start", str(VMID))
+    pct("start", str(PRIVILEGED))
     yield
     remove()
 
@@ -460,3 +463,112 @@ class TestGivenUp:
 
         inside("true")
         wait_for(lambda: not guards(), 5)
+
+
+PASSWORD = "p ä'$word\\"
+
+
+@pytest.fixture(scope="module")
+def users(inside, connect, tmp_path_factory) -> Iterator[None]:
+    """Two users with a password, and sudo that asks the worker for his."""
+    folder = tmp_path_factory.mktemp("sudo")
+    subprocess.run(["apt-get", "download", "-q", "sudo"], cwd=folder, check=True, capture_output=True, timeout=120)
+    (package,) = folder.glob("sudo_*.deb")
+    connect().put_file(str(package), "/root/sudo.deb")
+    rc, out, err = inside(
+        "dpkg -i /root/sudo.deb && rm /root/sudo.deb && useradd -m -s /bin/sh worker && useradd -m -s /bin/sh boss && "
+        "chpasswd && echo 'worker ALL=(ALL) ALL' >/etc/sudoers.d/worker",
+        f"worker:{PASSWORD}\nboss:{PASSWORD}\n".encode(),
+    )
+    assert rc == 0, out + err
+    yield
+    inside("userdel -r worker; userdel -r boss; rm /etc/sudoers.d/worker; dpkg -P sudo")
+
+
+@pytest.mark.usefixtures("users")
+class TestBecome:
+    """Other users inside, with and without a password, with and without pipelining."""
+
+    @pytest.mark.parametrize("pipelining", [True, False])
+    @pytest.mark.parametrize("method", ["ansible.builtin.sudo", "ansible.builtin.su"])
+    def test_another_user(self, variables, tmp_path, method, pipelining):
+        # From root, no password is asked for; one that is given does no harm.
+        tasks = [
+            {"ansible.builtin.command": "id -un", "register": "who", "changed_when": False},
+            {"ansible.builtin.copy": {"content": "ü", "dest": "/home/worker/mine", "mode": "0600"}},
+            {"ansible.builtin.stat": {"path": "/home/worker/mine"}, "register": "mine"},
+            {"ansible.builtin.assert": {"that": ["who.stdout == 'worker'", "mine.stat.pw_name == 'worker'"]}},
+        ]
+        become = {
+            "ansible_become": True, "ansible_become_user": "worker", "ansible_become_method": method,
+            "ansible_pipelining": pipelining,
+        }  # fmt: skip
+        done = play(tmp_path, variables, tasks, **become)
+        assert done.returncode == 0, done.stdout
+
+    @pytest.mark.parametrize("pipelining", [True, False])
+    @pytest.mark.parametrize("method", ["sudo", "su"])
+    @pytest.mark.parametrize("password", [PASSWORD, "wrong"], ids=["right", "wrong"])
+    def test_a_password_is_asked_for(self, variables, tmp_path, method, pipelining, password):
+        # Root would not be asked: it is the worker who becomes somebody else here.
+        become = {
+            "ansible_become": True,
+            "ansible_become_user": "boss",
+            "ansible_become_method": f"ansible.builtin.{method}",
+            "ansible_become_exe": f"setpriv --reuid=worker --regid=worker --init-groups {method}",
+            "ansible_become_password": password,
+            "ansible_pipelining": pipelining,
+        }
+        tasks = [
+            {"ansible.builtin.command": "sh -c 'id -un; wc -c'",
+             "args": {"stdin": "x" * 1000, "stdin_add_newline": False}, "register": "who", "changed_when": False},
+            {"ansible.builtin.assert": {"that": ["who.stdout_lines == ['boss', '1000']"]}},
+        ]  # fmt: skip
+        done = play(tmp_path, variables, tasks, **become)
+        assert PASSWORD not in done.stdout + done.stderr
+        if password == "wrong":
+            assert done.returncode != 0
+        else:
+            assert done.returncode == 0, done.stdout
+
+
+@pytest.fixture(scope="module")
+def conformance() -> Path:
+    """ansible-core's own tests of connections, of the release that is installed, from its source archive."""
+    cache = ROOT / ".cache" / "ansible-core"
+    folder = cache / f"ansible_core-{__version__}" / "test" / "integration" / "targets" / "connection"
+    if not folder.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "-d", str(cache),
+             f"ansible-core=={__version__}"],
+            capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+        archive = cache / f"ansible_core-{__version__}.tar.gz"
+        if not archive.exists():
+            pytest.fail(f"PyPI does not give the source archive of ansible-core {__version__}: {done.stderr[-500:]}")
+        subprocess.run(["tar", "-xzf", str(archive), "-C", str(cache)], check=True)
+    return folder
+
+
+@pytest.mark.parametrize("vmid", [VMID, PRIVILEGED], ids=["unprivileged", "privileged"])
+def test_ansible_cores_own_conformance_tests(variables, conformance, tmp_path, vmid):
+    host = {
+        **{name: value for name, value in variables.items() if name != "pid"},
+        "ansible_connection": "phoenix.hypervisor.pct",
+        "ansible_pct_vmid": vmid,
+        "ansible_python_interpreter": "/usr/bin/python3",
+    }
+    hosts = {"pipelining": {"ansible_pipelining": True}, "no-pipelining": {"ansible_ssh_pipelining": False}}
+    inventory = {"pct": {"hosts": hosts, "vars": host}}
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"all": {"children": inventory}}))
+    done = subprocess.run(
+        ["./test.sh", "-e", "target_hosts=pct", "-e", "action_prefix=", "-e", f"local_tmp={tmp_path}/local",
+         "-e", "remote_tmp=/tmp/ansible-remote"],
+        cwd=conformance, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL, check=False,
+        env={**os.environ, "INVENTORY": str(tmp_path / "hosts.yml"), "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert "SUCCESS: Connection vars not found" in done.stdout
+    # The other two playbooks consist of resets, which the recap does not count.
+    assert len(re.findall(r"pipelining +: ok=1\d +changed=\d+ +unreachable=0 +failed=0 ", done.stdout)) == 2
