@@ -77,7 +77,9 @@ class Problem:
         place += [f"key {show_path(self.path)}"] if self.path else []
         subject = "" if self.value is MISSING else show(self.value) + " "
         file = f"{self.file}:{self.line}" if self.line else self.file
-        return ": ".join(filter(None, [file, ", ".join(place), f"{subject}{self.fault}; {self.remedy}."]))
+        sentence = ": ".join(filter(None, [file, ", ".join(place), f"{subject}{self.fault}; {self.remedy}."]))
+        # A key may hold anything, the end of the line and what turns text around too.
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in sentence)
 
 
 class ConfigError(Exception):

@@ -214,7 +214,17 @@ def test_strict() -> None:
 # --- live ---------------------------------------------------------------------------------------------------------
 
 LIVE = {"live": True, "live_api_host": None, "cache": False}
-SCRIPT_OUTPUT = "conf 900\n template: 1\n unprivileged: 1\n\nconf 921\n unprivileged: 1\n\nrunning 921\n 10.0.0.5\nend\n"
+SCRIPT_OUTPUT = """conf 900
+ template: 1
+ unprivileged: 1
+
+conf 921
+ unprivileged: 1
+
+running 921
+ 10.0.0.5
+end
+"""
 
 
 class Asked:

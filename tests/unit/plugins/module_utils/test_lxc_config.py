@@ -200,6 +200,11 @@ def test_the_sentence() -> None:
     ]
 
 
+def test_the_sentence_is_one_line_whatever_it_quotes() -> None:
+    (sentence,) = [str(problem) for problem in lxc_config.check({"lxc_configs": {"a\n\u202e[b]": {}}}, FILE)]
+    assert sentence.startswith(FILE + r": key lxc_configs.a\n\u202e[b]: it is no CTID; ")
+
+
 def test_all_problems_at_once() -> None:
     found = sentences(cores=0, memory_mb="much", gpu_assignment="all", features="vllm", network_config={"ip": "x"})
     assert len(found) == 5
