@@ -1,0 +1,50 @@
+# Copyright (c) 2026 The Phoenix Hypervisor team
+# GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+
+def _groups_of(hosts: Sequence[str], groups: Mapping[str, Sequence[str]], kind: str) -> dict[str, str]:
+    """The number in the name of the group C(<kind>_N) that each host is in."""
+    wanted = set(hosts)
+    found = {}
+    for group, members in groups.items():
+        match = re.fullmatch(rf"{kind}_([0-9]+)", group)
+        if match:
+            found.update((host, match.group(1)) for host in members if host in wanted)
+    return found
+
+
+def wave_sizes(hosts: Sequence[str], groups: Mapping[str, Sequence[str]]) -> list[int]:
+    """How many hosts after each other can be converged at the same time.
+
+    Hosts whose clone source doesn't come before them in the play come one by one: the run makes a source that is
+    missing for the first that needs it, and two must not make it at once.
+
+    :param hosts: the hosts of the play, in its order
+    :param groups: the magic variable of this name
+    """
+    waves = _groups_of(hosts, groups, "wave")
+    sources = _groups_of(hosts, groups, "clones_of")
+    sizes: list[int] = []
+    previous = None
+    before: set[str] = set()
+    for host in hosts:
+        is_alone = host not in waves or (host in sources and f"ctid_{sources[host]}" not in before)
+        before.add(host)
+        wave = None if is_alone else waves[host]
+        if wave is not None and wave == previous:
+            sizes[-1] += 1
+        else:
+            sizes.append(1)
+        previous = wave
+    # Should there be more hosts than were counted, Ansible goes on in batches of the last size.
+    return [*sizes, 1]
+
+
+class FilterModule:
+    def filters(self) -> dict:
+        return {"wave_sizes": wave_sizes}
