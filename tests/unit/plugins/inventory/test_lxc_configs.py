@@ -215,10 +215,12 @@ def test_strict() -> None:
 
 LIVE = {"live": True, "live_api_host": None, "cache": False}
 SCRIPT_OUTPUT = """conf 900
+ rootfs: local:900/base-900-disk-0.raw,size=8G
  template: 1
  unprivileged: 1
 
 conf 921
+ rootfs: local:921/vm-921-disk-0.raw,size=8G
  unprivileged: 1
 
 running 921
