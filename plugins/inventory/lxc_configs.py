@@ -55,9 +55,9 @@ options:
   live:
     description:
       - Whether to ask each node how its containers are, in one request per node. Each container then has
-        C(phoenix_state) (V(running), V(stopped), V(template), V(absent)), C(phoenix_addresses), C(phoenix_differs) (the
-        keys of Proxmox's configuration that differ from the declaration) and, where it can't become what is declared,
-        C(phoenix_problem) with the reason.
+        C(phoenix_state) (V(running), V(stopped), V(template), V(absent), or V(incomplete) while it is created),
+        C(phoenix_addresses), C(phoenix_differs) (the keys of Proxmox's configuration that differ from the declaration)
+        and, where it can't become what is declared, C(phoenix_problem) with the reason.
       - The node's files are read over the node's own connection. What only the firewall's file and what is remembered
         of earlier runs tell is not compared.
       - With O(live_api_host) the REST API is asked once for all nodes. It tells neither addresses nor more of the

@@ -98,6 +98,8 @@ def compared(variables: Mapping[str, Any], seen: Seen) -> dict[str, Any]:
     actual = seen.containers.get(vmid, Container())
     if not actual.exists:
         return {"phoenix_state": "absent", "phoenix_addresses": [], "phoenix_differs": []}
+    if actual.is_half_made:
+        return {"phoenix_state": "incomplete", "phoenix_addresses": [], "phoenix_differs": []}
     result: dict[str, Any] = {
         "phoenix_state": "template" if actual.is_template else "running" if actual.running else "stopped",
         "phoenix_addresses": seen.addresses.get(vmid, []),

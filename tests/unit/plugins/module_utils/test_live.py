@@ -77,6 +77,7 @@ def test_gpus() -> None:
         (CONF + "template: 1\n", "template"),
         (CONF + "\n[a]\ntemplate: 1\n", "stopped"),
         ("", "absent"),
+        ("lock: create\n", "incomplete"),
     ],
 )
 def test_states(conf: str, state: str) -> None:
