@@ -321,6 +321,10 @@ class Connection(ConnectionBase):
                     "entering a container needs root on the node, and Ansible runs here as another user; run it as "
                     "root, or reach the node by SSH as root (ansible_pct_node_connection: ssh)"
                 )
+            if name == "ssh" and str(self._node_name).startswith("-"):
+                raise AnsibleError(
+                    f"{self._node_name!r} cannot be the name of a node (ansible_host): ssh would take it for an option"
+                )
             self._node = connection_loader.get(f"ansible.builtin.{name}", self._play_context, shell=self._shell)
             self._node.set_options(var_options=self._variables)
             if name == "local":

@@ -187,10 +187,12 @@ class TestCommands:
         assert len(inside("head -c 5000000 /dev/zero")[1]) == 5_000_000
 
     def test_nothing_of_the_nodes_environment_gets_in(self, connect, monkeypatch):
-        monkeypatch.setenv("PHOENIX_SECRET", "x")
+        odd = {"PHOENIX_SECRET": "x", "odd.name": "x", "BASH_FUNC_f%%": "() { echo x; }", "ü b": "x\ny", "OLDPWD": "/x"}
+        for name, value in odd.items():
+            monkeypatch.setenv(name, value)
         out = connect().exec_command("env")[1].decode()
         environment = dict(line.split("=", 1) for line in out.splitlines())
-        assert "PHOENIX_SECRET" not in environment
+        assert not set(odd) & set(environment)
         assert {key: environment[key] for key in ("HOME", "USER", "LANG")} == {
             "HOME": "/root", "USER": "root", "LANG": "C.UTF-8",
         }  # fmt: skip
@@ -266,6 +268,15 @@ class TestFiles:
 
 
 class TestNoWayIn:
+    def test_a_node_that_cannot_be_reached(self, loader, sshd):
+        connection = connection_loader.get("phoenix.hypervisor.pct", PlayContext())
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            host = {**sshd, "ansible_port": taken.getsockname()[1], "ansible_pct_vmid": VMID}
+            connection.set_options(var_options=host)
+            with pytest.raises(AnsibleConnectionFailure, match=r"node .* cannot be reached by SSH; container 700"):
+                connection.exec_command("true")
+
     def test_a_container_that_does_not_exist(self, connect, tmp_path):
         with pytest.raises(AnsibleConnectionFailure, match=f"container {MISSING} does not exist on "):
             connect(MISSING).exec_command("true")
@@ -530,6 +541,66 @@ class TestBecome:
             assert done.returncode != 0
         else:
             assert done.returncode == 0, done.stdout
+
+
+class TestNothingIsRunThatIsText:
+    """Values that try to template, to end a quotation or to be an option stay text, all the way in."""
+
+    TEXTS = (
+        "$(touch /pwned)", "`touch /pwned`", "; touch /pwned;", "'; touch /pwned; '", '"; touch /pwned; "',
+        "\\'$(touch /pwned)", "a\n touch /pwned\n", "-rf", "--help", "{{ lookup('pipe', 'touch /pwned') }}",
+        "{% raw %}", "%n %i", "|| touch /pwned", "* ?", "~/x", "!touch", "\t", "ü\u2028\u202e",
+    )  # fmt: skip
+
+    def test_all_the_way(self, variables, inside, tmp_path):
+        name = "in'; touch /pwned; '$(touch /pwned)"
+        host = {
+            **{key: value for key, value in variables.items() if key != "pid"},
+            "ansible_connection": "phoenix.hypervisor.pct",
+            "ansible_pct_vmid": VMID,
+            "ansible_python_interpreter": "/usr/bin/python3",
+        }
+        (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": {name: host}}}))
+        texts = [_Unsafe(text) for text in self.TEXTS]
+        names = [_Unsafe(text.replace("/", "_")) for text in self.TEXTS]
+        (tmp_path / "vars.yml").write_text(yaml.dump({"texts": texts, "names": names}))
+        tasks = [
+            {"ansible.builtin.file": {"path": "/root/t", "state": "directory"}},
+            {"ansible.builtin.command": {"argv": ["printf", "%s", "{{ item }}"], "expand_argument_vars": False},
+             "loop": "{{ texts }}", "register": "argv"},
+            {"ansible.builtin.command": "printenv VALUE", "environment": {"VALUE": "{{ item }}"}, "loop": "{{ texts }}",
+             "register": "set"},
+            {"ansible.builtin.copy": {"dest": "/root/t/{{ item }}", "content": "{{ item }}"}, "loop": "{{ names }}"},
+            {"ansible.builtin.fetch": {"src": "/root/t/{{ item }}", "dest": f"{tmp_path}/got/", "flat": True},
+             "loop": "{{ names }}"},
+            {"ansible.builtin.command": {"argv": ["printf", "%s", "{{ inventory_hostname }}"],
+                                         "expand_argument_vars": False},
+             "register": "host"},
+            {"ansible.builtin.file": {"path": "/root/t", "state": "absent"}},
+            {"ansible.builtin.assert": {"that": [
+                "argv.results | map(attribute='stdout') | list == "
+                "texts | map('regex_replace', '[\\r\\n]+$', '') | list",
+                "set.results | map(attribute='stdout') | list == argv.results | map(attribute='stdout') | list",
+                "host.stdout == inventory_hostname"]}},
+        ]  # fmt: skip
+        play = {"hosts": "all", "gather_facts": False, "vars_files": ["vars.yml"], "tasks": tasks}
+        (tmp_path / "play.yml").write_text(yaml.safe_dump([play], sort_keys=False))
+        done = subprocess.run(
+            [str(Path(sys.executable).with_name("ansible-playbook")), "-i", tmp_path / "hosts.yml",
+             tmp_path / "play.yml"],
+            cwd=ROOT, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert sorted(os.listdir(tmp_path / "got")) == sorted(map(str, names))
+        assert not Path("/pwned").exists()
+        assert inside("ls /pwned")[0] == 2
+
+
+class _Unsafe(str):
+    """Text that Ansible doesn't template, as the inventory plugin marks it."""
+
+
+yaml.add_representer(_Unsafe, lambda dumper, text: dumper.represent_scalar("!unsafe", str(text), style='"'))
 
 
 @pytest.fixture(scope="module")

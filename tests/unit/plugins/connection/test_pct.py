@@ -11,7 +11,7 @@ import subprocess
 import pytest
 import yaml
 from ansible import constants as C
-from ansible.errors import AnsibleConnectionFailure, AnsibleError, AnsibleFileNotFound
+from ansible.errors import AnsibleAuthenticationFailure, AnsibleConnectionFailure, AnsibleError, AnsibleFileNotFound
 from ansible.playbook.play_context import PlayContext
 from ansible_collections.phoenix.hypervisor.plugins.connection import pct
 
@@ -157,6 +157,7 @@ class TestProblems:
         [
             ("missing\nstopped\n", "container 700 does not exist on "),
             ("stopped\n", "container 700 is not running on .*; start it with: pct start 700"),
+            ("user\n", "entering a container needs root on .*; set ansible_user to root"),
         ],
     )
     def test_the_state_decides(self, connection, state, sentence, tmp_path):
@@ -178,6 +179,61 @@ class TestProblems:
     def test_nothing_is_asked_when_nothing_is_suspicious(self, connection):
         connection.exec_command("exit 3")
         assert len(connection.fake.commands) == 1
+
+    def test_no_way_in(self, connection, way_in, tmp_path):
+        (connection.fake.folder / "bin" / way_in).unlink()
+        (tmp_path / "file").write_text("x")
+        for call in (
+            lambda: connection.exec_command("true"),
+            lambda: connection.put_file(str(tmp_path / "file"), "/x"),
+            lambda: connection.fetch_file("/x", str(tmp_path / "y")),
+        ):
+            with pytest.raises(AnsibleConnectionFailure, match="there is neither lxc-attach nor pct on "):
+                call()
+
+    @pytest.mark.parametrize(
+        ("words", "sentence"),
+        [
+            ("ssh: connect to host pve port 22: Connection timed out", "node pve did not answer in time"),
+            ("ssh: connect to host pve port 22: Connection refused", "node pve cannot be reached by SSH; "),
+            ("Failed to connect to the host via ssh: ", "the SSH connection to node pve was lost; "),
+            ("client_loop: send disconnect: Broken pipe", "the SSH connection to node pve was lost; "),
+            ("Connection reset by peer", "the SSH connection to node pve was lost; "),
+        ],
+    )
+    def test_the_node_is_not_the_container(self, connection, monkeypatch, words, sentence):
+        def fail(*_args, **_more):
+            raise AnsibleConnectionFailure(words)
+
+        if connection.get_option("node_connection") == "local":
+            pytest.skip("there is no way to lose")
+        monkeypatch.setattr(connection.fake, "_run", fail)
+        with pytest.raises(AnsibleConnectionFailure) as failure:
+            connection.exec_command("true")
+        assert str(failure.value).startswith(sentence)
+        assert str(failure.value).endswith("container 700 is entered from there. " + words.strip())
+
+    def test_a_password_that_is_refused_is_told_as_it_is(self, connection, monkeypatch):
+        def fail(*_args, **_more):
+            raise AnsibleAuthenticationFailure("Invalid/incorrect password")
+
+        monkeypatch.setattr(connection.fake, "_run", fail)
+        with pytest.raises(AnsibleAuthenticationFailure, match=r"^[^;]*Invalid/incorrect password$"):
+            connection.exec_command("true")
+
+    def test_a_full_disk(self, connection, tmp_path):
+        (tmp_path / "file").write_text("x")
+        with pytest.raises(AnsibleError, match=r"No space left on device; make room there, or see: pct df 700"):
+            connection._check_copy("file", "/x", 1, b"", b"cat: write error: No space left on device\n")
+
+    @pytest.mark.parametrize("host", ["-oProxyCommand=touch x", "-4"])
+    def test_a_host_is_no_option(self, host):
+        with pytest.raises(AnsibleError, match="cannot be the name of a node"):
+            connection_with(ansible_host=host).exec_command("true")
+
+    def test_a_vmid_is_a_number(self):
+        with pytest.raises(AnsibleError, match="vmid"):
+            connection_with(ansible_pct_vmid="700; touch x").exec_command("true")
 
     def test_local_needs_root(self, monkeypatch):
         monkeypatch.setattr(pct.os, "geteuid", lambda: 1000)

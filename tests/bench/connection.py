@@ -1,0 +1,318 @@
+# Copyright (c) 2026 The Phoenix Hypervisor team
+# GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Measure the connection pct: against the local connection, ``community.proxmox.proxmox_pct_remote`` and ``cat``.
+
+One SSH server on loopback, one container, the same ``pct``; tasks and transfers take turns, and figures are medians.
+The peer runs with an ansible-core of its own, the same release, from an environment in ``.cache``.
+
+CPU seconds of the node are those of the SSH server of the one who is measured and of all that it started, from the
+server's ``/proc/<pid>/stat`` (user and system, with its ended children) plus what its living descendants have. What
+runs inside the container is in it, for both alike, as it is a descendant of ``lxc-attach``.
+"""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PEER = ROOT / ".cache" / "bench" / "peer"
+PEER_PACKAGES = ("ansible==12.2.0", "ansible-core==2.19.14", "paramiko==3.5.1")
+OSTEMPLATE = "local:vztmpl/debian-12-lab_12_amd64.tar.zst"
+VMID = 710
+ROUNDS = 9
+MEBIBYTES = 64
+TICKS = os.sysconf("SC_CLK_TCK")
+
+Figures = dict[str, dict]
+
+
+class Failed(Exception):
+    """A measured command failed; the message says which, and shows the end of its output."""
+
+
+def run(command: list[str], **options) -> str:
+    """Run a command and return its stdout. :raises Failed: with its last lines, when it fails."""
+    done = subprocess.run(
+        command, cwd=ROOT, text=True, stderr=subprocess.PIPE, check=False,
+        **{"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, **options},
+    )  # fmt: skip
+    if done.returncode:
+        tail = "\n".join(((done.stdout or "") + done.stderr).splitlines()[-20:])
+        raise Failed(f"`{' '.join(command)}` ended with {done.returncode}; its last lines:\n{tail}")
+    return done.stdout
+
+
+def peer_playbook() -> str:
+    """The peer's ansible-playbook, installed when it is missing."""
+    program = PEER / "bin" / "ansible-playbook"
+    if not program.exists():
+        run([sys.executable, "-m", "venv", str(PEER)])
+        run([str(PEER / "bin" / "python"), "-m", "pip", "install", "-q", *PEER_PACKAGES])
+    return str(program)
+
+
+@contextlib.contextmanager
+def container() -> Iterator[None]:
+    """A running container of the benchmark's own."""
+    def remove() -> None:
+        if Path(f"/etc/pve/lxc/{VMID}.conf").exists():
+            run(["pct", "destroy", str(VMID), "--force"])
+
+    remove()
+    run(["pct", "create", str(VMID), OSTEMPLATE, "--rootfs", "local-btrfs:4", "--memory", "512", "--unprivileged", "1",
+         "--features", "nesting=1"])  # fmt: skip
+    try:
+        run(["pct", "start", str(VMID)])
+        yield
+    finally:
+        remove()
+
+
+class Server:
+    """An SSH server on loopback, with keys of its own."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        folder.mkdir()
+        self.folder = folder
+        for name in ("host", "user"):
+            # paramiko and OpenSSH both read this form.
+            run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)])
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        setenv = "".join(f"SetEnv {name}={value}\n" for name, value in environment.items())
+        (folder / "config").write_text(
+            f"ListenAddress 127.0.0.1:{self.port}\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/user.pub\n"
+            "PidFile none\nStrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin prohibit-password\n"
+            f"Subsystem sftp internal-sftp\nMaxSessions 20\n{setenv}"
+        )
+        (folder / "known").write_text(f"[127.0.0.1]:{self.port} {(folder / 'host.pub').read_text()}")
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+        self.process = subprocess.Popen(
+            ["/usr/sbin/sshd", "-D", "-e", "-f", str(folder / "config")], stderr=subprocess.DEVNULL
+        )
+        for _attempt in range(100):
+            with socket.socket() as client:
+                if client.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            time.sleep(0.05)
+        raise Failed("the SSH server does not answer")
+
+    def stop(self) -> None:
+        """End it."""
+        self.process.terminate()
+        self.process.wait(10)
+
+    def variables(self) -> dict:
+        """A host's variables that lead to it."""
+        return {
+            "ansible_host": "127.0.0.1",
+            "ansible_port": self.port,
+            "ansible_user": "root",
+            "ansible_private_key_file": str(self.folder / "user"),
+            "ansible_python_interpreter": "/usr/bin/python3",
+        }
+
+    def ssh(self) -> list[str]:
+        """ssh to it, over one shared connection, as Ansible has it."""
+        return [
+            "ssh", "-F", "none", "-o", f"UserKnownHostsFile={self.folder}/known", "-o", "ControlMaster=auto", "-o",
+            "ControlPersist=60s", "-o", f"ControlPath={self.folder}/s", "-i", str(self.folder / "user"),
+            "-o", "IdentitiesOnly=yes", "-p", str(self.port), "root@127.0.0.1",
+        ]  # fmt: skip
+
+    def cpu(self) -> float:
+        """CPU seconds of the server and all that it has started."""
+        stats = {}
+        for entry in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                fields = entry.read_text(errors="replace").rpartition(")")[2].split()
+                stats[int(entry.parent.name)] = (int(fields[1]), sum(map(int, fields[11:15])))
+        found = {self.process.pid}
+        while True:
+            more = {pid for pid, (parent, _ticks) in stats.items() if parent in found} - found
+            if not more:
+                return sum(stats[pid][1] for pid in found if pid in stats) / TICKS
+            found |= more
+
+
+def play(program: str, folder: Path, host: dict, tasks: list[dict]) -> list[float]:
+    """Run a playbook. The seconds of its tasks, in order."""
+    (folder / "hosts.json").write_text(json.dumps({"all": {"hosts": {"bench": host}}}))
+    (folder / "play.json").write_text(json.dumps([{"hosts": "bench", "gather_facts": False, "tasks": tasks}]))
+    times = folder / "times.jsonl"
+    times.unlink(missing_ok=True)
+    run(
+        [program, "-i", str(folder / "hosts.json"), str(folder / "play.json")],
+        env={
+            **os.environ,
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_CALLBACK_PLUGINS": str(ROOT / "tests" / "bench" / "callback_plugins"),
+            "ANSIBLE_CALLBACKS_ENABLED": "task_times",
+            "TASK_TIMES_FILE": str(times),
+        },
+    )
+    return [json.loads(line)["seconds"] for line in times.read_text().splitlines()]
+
+
+class Bench:
+    """What is measured, each side on a server of its own so that its CPU seconds can be told apart."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        self.folder = folder
+        self.servers = {side: Server(folder / side, environment) for side in ("ours", "peer")}
+        ours, peer = (self.servers[side].variables() for side in ("ours", "peer"))
+        self.hosts = {
+            "ours": {
+                **ours,
+                "ansible_connection": "phoenix.hypervisor.pct",
+                "ansible_pct_vmid": VMID,
+                "ansible_ssh_common_args": f"-F none -o UserKnownHostsFile={folder}/ours/known -o IdentitiesOnly=yes",
+                "ansible_control_path_dir": str(folder / "cp"),
+            },
+            "peer": {
+                **peer,
+                "ansible_connection": "community.proxmox.proxmox_pct_remote",
+                "proxmox_vmid": VMID,
+                "ansible_host_key_checking": False,
+            },
+            "local": {"ansible_connection": "local", "ansible_python_interpreter": "/usr/bin/python3"},
+            "local_pct": {
+                "ansible_connection": "phoenix.hypervisor.pct",
+                "ansible_pct_vmid": VMID,
+                "ansible_pct_node_connection": "local",
+                "ansible_python_interpreter": "/usr/bin/python3",
+            },
+        }
+        own = str(Path(sys.executable).with_name("ansible-playbook"))
+        self.programs = {"ours": own, "local": own, "local_pct": own, "peer": peer_playbook()}
+
+    def stop(self) -> None:
+        """End the servers."""
+        subprocess.run([*self.servers["ours"].ssh()[:-1], "-O", "exit", "root@127.0.0.1"], check=False,
+                       capture_output=True)  # fmt: skip
+        for server in self.servers.values():
+            server.stop()
+
+    def tasks(self, task: dict, rounds: int) -> dict[str, dict[str, float]]:
+        """Medians of seconds and node CPU seconds of a task, each side in turn. A playbook's first task starts up."""
+        seconds: dict[str, list[float]] = {side: [] for side in self.hosts}
+        cpu: dict[str, list[float]] = {side: [] for side in self.servers}
+        for _round in range(rounds):
+            for side, host in self.hosts.items():
+                before = self.servers[side].cpu() if side in cpu else 0
+                took = play(self.programs[side], self.folder, host, [task] * 3)
+                seconds[side] += took[1:]
+                if side in cpu:
+                    cpu[side].append((self.servers[side].cpu() - before) / len(took))
+        return {
+            "seconds": {side: statistics.median(values) for side, values in seconds.items()},
+            "cpu": {side: statistics.median(values) for side, values in cpu.items()},
+        }
+
+    def copies(self, rounds: int) -> dict[str, float]:
+        """Medians of the seconds of a file's way in and out: ours, and cat through the same SSH and lxc-attach."""
+        there, back = self.folder / "there", self.folder / "back"
+        there.write_bytes(os.urandom(MEBIBYTES << 20))
+        ssh = self.servers["ours"].ssh()
+        enter = f"lxc-attach -n {VMID} --clear-env --"
+        connection = _Ours(self.hosts["ours"])
+        times: dict[str, list[float]] = {"put": [], "put_cat": [], "fetch": [], "fetch_cat": []}
+        for _round in range(rounds + 1):
+            for name in times:
+                begin = time.monotonic()
+                if name == "put":
+                    connection.put(str(there), "/root/there")
+                elif name == "fetch":
+                    connection.fetch("/root/there", str(back))
+                elif name == "put_cat":
+                    with there.open("rb") as file:
+                        run([*ssh, f"{enter} sh -c 'cat >/root/cat'"], stdin=file)
+                else:
+                    with back.open("wb") as file:
+                        run([*ssh, f"{enter} cat /root/there"], stdout=file)
+                times[name].append(time.monotonic() - begin)
+            if back.read_bytes() != there.read_bytes():
+                raise Failed("what came back is not what was sent")
+        # The first round opens the shared connections.
+        return {name: statistics.median(values[1:]) for name, values in times.items()}
+
+
+class _Ours:
+    """Our connection plugin in this process, as Ansible's worker makes it."""
+
+    def __init__(self, variables: dict) -> None:
+        from ansible.playbook.play_context import PlayContext
+        from ansible.plugins.loader import connection_loader, init_plugin_loader
+
+        init_plugin_loader([str(ROOT / ".ansible" / "collections")])
+        connection = connection_loader.get("phoenix.hypervisor.pct", PlayContext())
+        extras = {key: value for key, value in variables.items() if key.startswith("ansible_ssh_")}
+        connection.set_options(var_options={**variables, "_extras": extras})
+        self.put, self.fetch = connection.put_file, connection.fetch_file
+
+
+def _ratio(value: float, against: float, ratio: float, unit: str = "s") -> dict:
+    return {"value": round(value, 3), "unit": unit, "against": round(against, 3), "ratio": round(ratio, 2)}
+
+
+def _compare(bench: Bench, task: dict, rounds: int, suffix: str) -> Figures:
+    figures = bench.tasks(task, rounds)
+    seconds, cpu = figures["seconds"], figures["cpu"]
+    return {
+        f"task_vs_local{suffix}": _ratio(
+            seconds["local_pct"], seconds["local"], seconds["local_pct"] / seconds["local"]
+        ),
+        f"task_ssh_vs_local{suffix}": _ratio(seconds["ours"], seconds["local"], seconds["ours"] / seconds["local"]),
+        f"task_vs_peer{suffix}": _ratio(seconds["ours"], seconds["peer"], seconds["peer"] / seconds["ours"]),
+        f"task_vs_peer_node_cpu{suffix}": _ratio(cpu["ours"], cpu["peer"], cpu["peer"] / cpu["ours"], "CPU s"),
+    }
+
+
+COMMAND = {"name": "command", "ansible.builtin.command": "true", "changed_when": False}
+PING = {"name": "ping", "ansible.builtin.ping": {}}
+
+
+def connection(rounds: int = ROUNDS) -> Figures:
+    """All figures of the connection. With C(…_pct_1s), pct costs a second a call, as a genuine one does."""
+    figures: Figures = {}
+    folder = Path(tempfile.mkdtemp())
+    try:
+        with container():
+            for environment, suffix in (({}, ""), ({"PHOENIX_LAB_PCT_DELAY": "1"}, "_pct_1s")):
+                # Short names: in it are the sockets of shared connections.
+                place = folder / f"b{suffix}"
+                place.mkdir()
+                bench = Bench(place, environment)
+                try:
+                    figures |= _compare(bench, COMMAND, rounds, suffix)
+                    if not suffix:
+                        figures |= _compare(bench, PING, rounds, "_ping")
+                        times = bench.copies(rounds)
+                        for way in ("put", "fetch"):
+                            ours, cat = times[way], times[f"{way}_cat"]
+                            # Speed over speed: 1 is as fast as cat.
+                            figures[f"{way}_{MEBIBYTES}m_vs_cat"] = _ratio(ours, cat, cat / ours)
+                finally:
+                    bench.stop()
+        return figures
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    print(json.dumps(connection(parser.parse_args().rounds), indent=1))
