@@ -186,7 +186,8 @@ def render_config(vmid: int, section: Section, host: Host, rules: dict[str, str]
         if key == "lxc.idmap":
             continue
         if key.startswith("lxc.cgroup2.devices.") and not host.cgroup2:
-            key = key.replace("cgroup2", "cgroup")  # so that a device rule written for Proxmox has its effect here too
+            # So that a device rule written for Proxmox has its effect here too. The line itself stays, as on Proxmox.
+            lines.append(f"{key.replace('cgroup2', 'cgroup')} = {value}")
         if key == "lxc.environment.runtime":
             key = "lxc.environment"  # LXC 5.0 has one kind of environment, LXC 6 tells hooks' and runtime's apart
         lines.append(f"{key} = {value}")

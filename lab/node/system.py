@@ -34,9 +34,9 @@ def run(argv: list[str], *, check: bool = True, data: str | None = None, timeout
     except subprocess.TimeoutExpired:
         raise PctError(f"command '{' '.join(argv)}' failed: got timeout") from None
     if check and done.returncode:
-        words = (done.stderr or done.stdout).strip()
-        text = f"command '{' '.join(argv)}' failed: exit code {done.returncode}"
-        raise PctError(f"{text}\n{words}" if words else text)
+        # The end of what it said: cp on a full disk has a line for every file.
+        words = (done.stderr or done.stdout).strip().splitlines()[-3:]
+        raise PctError("\n".join([f"command '{' '.join(argv)}' failed: exit code {done.returncode}", *words]))
     return done.stdout
 
 

@@ -215,7 +215,11 @@ def test_privileged_has_no_map_and_raw_lines_come_last() -> None:
     assert "lxc.cgroup.devices.allow = c 1:3 r\n" in text
     assert "lxc.mount.entry = /srv/a\\040b mnt/x none bind,create=file,ro 0 0\n" in text
     assert "lxc.mount.entry = /srv/wheels srv/wheels none bind,ro,create=dir,optional 0 0\n" in text
-    assert text.endswith("lxc.cgroup.devices.allow = c 195:* rwm\nlxc.apparmor.profile = generated\n")
+    # The line as it was declared stays; on cgroup v1 another one has its effect.
+    assert text.endswith(
+        "lxc.cgroup.devices.allow = c 195:* rwm\nlxc.cgroup2.devices.allow = c 195:* rwm\n"
+        "lxc.apparmor.profile = generated\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,8 @@ except (ImportError, SystemExit):  # proxmoxer itself exits when requests is mis
 # Seconds for one request; a task that takes long is asked for again and again.
 _REQUEST_TIMEOUT = 30
 _POLL = 0.5
+# Lines of a task's log that are asked for; without a number, only its first 50 would come.
+_LOG_LINES = 5000
 _ON_THE_NODE = "run the module on the node, without api_host"
 # Not values of the configuration, although the API has them among those.
 _NOT_CONFIG = ("digest", "description", "lxc", "snapname")
@@ -179,12 +181,13 @@ class ApiNode:
     def storage_types(self) -> dict[str, str]:
         return {member["storage"]: member["type"] for member in self.get("storage")}
 
-    def workers(self, vmid: int) -> list[str]:
+    def workers(self, vmid: int, or_clones: bool = False) -> list[str]:
         return [
             f"the task {task['type']} of {task['user']} (since "
             f"{datetime.fromtimestamp(int(task['starttime'])).strftime('%H:%M:%S')})"
-            for task in self.get("tasks", vmid=vmid, source="active")
+            for task in self.get("tasks", source="active")
             if not task.get("endtime")
+            and (str(task.get("id")) == str(vmid) or (or_clones and task["type"] == "vzclone"))
         ]
 
     def flock_holder(self, vmid: int) -> str:
@@ -233,7 +236,7 @@ class ApiNode:
                     self._api(self._below(f"tasks/{upid}")).delete()
                 return Finished(words, 124, "", f"it was ended after {timeout:g} s (task {upid})")
             time.sleep(_POLL)
-        lines = self.get(f"tasks/{upid}/log", limit=50)
+        lines = self.get(f"tasks/{upid}/log", limit=_LOG_LINES)
         printed = "\n".join(line["t"] for line in lines if not line["t"].startswith("TASK "))
         said = str(status.get("exitstatus", "it says nothing of its end"))
         good = said == "OK" or said.startswith("WARNINGS")

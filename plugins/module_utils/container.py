@@ -40,5 +40,5 @@ class Container:
 
     @property
     def is_half_made(self) -> bool:
-        """Is its CTID reserved by a create or clone that has not come to its disk's place in the conf file?"""
-        return self.lock == "create" and "rootfs" not in self.conf.main.values
+        """Is this what a create or clone has so far, or left when it was killed? Every whole container has a rootfs."""
+        return self.exists and (self.lock == "create" or "rootfs" not in self.conf.main.values)

@@ -61,6 +61,7 @@ class Facts:
     :ivar is_busy: whether something is at work on the container
     :ivar is_source_busy: whether something is at work on its clone source
     :ivar unseen: keys that wait for a restart although nothing on the node tells so
+    :ivar taken: raw lines that this run took away since the container was last started
     """
 
     storage_types: Mapping[str, str] = field(default_factory=dict)
@@ -72,6 +73,7 @@ class Facts:
     is_busy: bool = False
     is_source_busy: bool = False
     unseen: frozenset = frozenset()
+    taken: frozenset = frozenset()
 
 
 NO_FACTS = Facts()
@@ -148,7 +150,7 @@ def plan(declared: Declared, actual: Container, source: Container | None = None,
     if actual.is_half_made:
         if facts.is_busy:
             raise PlanError(f"CTID {declared.vmid} is being created by somebody else; run again after that")
-        steps += _clean_up(declared.vmid)
+        steps += _clean_up(declared.vmid, actual)
         actual = Container()
     if declared.state == "absent":
         removal, after = _absent(declared, actual)
@@ -176,7 +178,10 @@ def to_remember(declared: Declared, actual: Container, facts: Facts) -> Memory:
     if declared.raw is not None:
         raw = tuple(_declared_raw(declared))
     if declared.gpus is not None:
-        gpus = tuple(_assigned_lines(declared, facts))
+        started = [pct_conf.raw_of(line) for line in (actual.started_with or "").splitlines()]
+        taken = [line for line in dict.fromkeys([*memory.gpus, *facts.taken]) if line not in actual.conf.main.raw]
+        # What it still runs with, where no restart was allowed, waits in the next run, too.
+        gpus = (*_assigned_lines(declared, facts), *(line for line in taken if line in started))
     if declared.mounts is not None:
         there = _by_part("mp", "mp", actual.conf.main.values)
         paths = {str(mount["mp"]).rstrip("/") for mount in declared.mounts}
@@ -188,11 +193,12 @@ def to_remember(declared: Declared, actual: Container, facts: Facts) -> Memory:
     return Memory(raw, gpus, mounts)
 
 
-def to_remember_at_first(declared: Declared, facts: Facts) -> Memory:
-    """What has to be known of a run that is killed: that the lines which it may have written are ours."""
+def to_remember_at_first(declared: Declared, planned: Plan, facts: Facts) -> Memory:
+    """What has to be known of a run that is killed: which lines it may have written, and taken from what runs."""
     memory = facts.memory
     raw = dict.fromkeys([*memory.raw, *_declared_raw(declared)])
     gpus = dict.fromkeys([*memory.gpus, *_assigned_lines(declared, facts)])
+    (raw if declared.gpus is None else gpus).update((line, None) for step in planned.steps for line in step.removed)
     binds = [mount for mount in declared.mounts or [] if mount.get("source")]
     folders = {str(mount["mp"]).rstrip("/"): str(mount["source"]) for mount in binds}
     return Memory(tuple(raw), tuple(gpus), {**memory.mounts, **folders})
@@ -251,12 +257,10 @@ def _as_text(value: object) -> str:
 # --- being there --------------------------------------------------------------------------------------------------
 
 
-def _clean_up(vmid: int) -> list[Step]:
+def _clean_up(vmid: int, actual: Container) -> list[Step]:
     why = "it is what a create or clone left that was killed"
-    return [
-        Step(f"{why}: its lock", _command(vmid, "unlock")),
-        Step(why, _command(vmid, "destroy", **{"destroy-unreferenced-disks": "1"})),
-    ]
+    unlock = [Step(f"{why}: its lock", _command(vmid, "unlock"))] if actual.lock else []
+    return [*unlock, Step(why, _command(vmid, "destroy", **{"destroy-unreferenced-disks": "1"}))]
 
 
 def _absent(declared: Declared, actual: Container) -> tuple[list[Step], Container]:
@@ -438,7 +442,7 @@ def _change(declared: Declared, actual: Container, facts: Facts) -> tuple[list[S
         if declared.mounts is not None:
             spoken_of |= {key for key in pct_conf.waiting(conf) if pct_keys.base(key) == "mp"}
         later |= spoken_of & set(pct_conf.waiting(conf))
-        later |= facts.unseen | _waiting_since_start(declared, actual, values, raw, {*raw_removed, *facts.memory.raw})
+        later |= facts.unseen | _waiting_since_start(declared, actual, values, raw, raw_removed, facts)
         restart = sorted(later)
     comments = pct_conf.as_comments(values.pop("description", ""))
     after = pct_conf.Conf(pct_conf.Section(values, raw, comments), snapshots=conf.snapshots)
@@ -739,18 +743,21 @@ def _waiting_since_start(
     actual: Container,
     values: Mapping[str, str],
     raw: Sequence[RawLine],
-    removed: set[RawLine],
+    raw_removed: Sequence[RawLine],
+    facts: Facts,
 ) -> set[str]:
     """What the running container was not started with, of what is declared and has no place in C([pve:pending]).
 
     :param raw: its raw lines as they will be
-    :param removed: raw lines that we took away, now or earlier
+    :param raw_removed: raw lines that the plan takes away
     """
+    assigned = _assigned_lines(declared, facts)
+    removed = {*raw_removed, *facts.taken, *facts.memory.raw, *facts.memory.gpus} - _rules_of_devices(values, facts)
     if actual.started_with is None:
         # Unknown, or only by this run's own change.
         return {line[0] for line in [*raw, *removed] if (line in raw) != (line in actual.conf.main.raw)}
     started = [line for line in map(pct_conf.raw_of, actual.started_with.splitlines()) if line]
-    found = {line[0] for line in raw if line not in started and _speaks_of(declared, line)}
+    found = {line[0] for line in raw if line not in started and (line in assigned or _speaks_of(declared, line))}
     found |= {line[0] for line in removed if line in started and line not in raw and line[0] != "lxc.idmap"}
     if any(key == "lxc.idmap" for key, _value in [*raw, *removed]):
         is_unprivileged = values.get("unprivileged") == "1"
@@ -762,6 +769,13 @@ def _waiting_since_start(
     if "hostname" in declared.config and name and name.partition(".")[0] != values["hostname"].partition(".")[0]:
         found.add("hostname")
     return found
+
+
+def _rules_of_devices(values: Mapping[str, str], facts: Facts) -> set[RawLine]:
+    """The rules that Proxmox makes of the GPUs' devN at a start: the same as raw lines for them are."""
+    there = facts.nvidia_devices or {}
+    found = [there[path] for path in _by_part("dev", "path", values) if path in there]
+    return {("lxc.cgroup2.devices.allow", f"c {device.major}:{device.minor} rw") for device in found}
 
 
 def _speaks_of(declared: Declared, line: RawLine) -> bool:

@@ -14,7 +14,8 @@ import os
 import select
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 # The variable that carries the mark.
 MARK = "PHOENIX_PCT_RUN"
@@ -23,15 +24,18 @@ _GRACE = 5.0
 _PAUSE = 0.05
 
 
-def members(mark: str, proc: str = "/proc") -> dict[int, int]:
-    """Processes that carry a mark, and all their descendants: PID and the clock tick of its start."""
+def members(mark: str, known: Mapping = MappingProxyType({}), proc: str = "/proc") -> dict[int, int]:
+    """Processes that carry a mark, those that are known, and all their descendants: PID and clock tick of the start.
+
+    :param known: members that were found before, by PID and start: they may have no mark, and no parent any more
+    """
     wanted = f"{MARK}={mark}".encode()
     started, parents, found = {}, {}, set()
     for pid in map(int, filter(str.isdigit, os.listdir(proc))):
         try:
             parents[pid], started[pid] = _parent_and_start(pid, proc)
             with open(f"{proc}/{pid}/environ", "rb") as environ:
-                if wanted in environ.read().split(b"\0"):
+                if (pid, started[pid]) in known or wanted in environ.read().split(b"\0"):
                     found.add(pid)
         except OSError:
             continue
@@ -58,7 +62,8 @@ def end(mark: str, grace: float = _GRACE) -> None:
     """
     held: dict[tuple[int, int], int] = {}
     try:
-        for number in (signal.SIGTERM, signal.SIGKILL):
+        # All are stopped before one is killed: a shell would start its next command when its last one dies.
+        for number in (signal.SIGTERM, signal.SIGSTOP, signal.SIGKILL):
             if _signal_all(mark, held, number, time.monotonic() + grace):
                 return
     finally:
@@ -67,13 +72,17 @@ def end(mark: str, grace: float = _GRACE) -> None:
 
 
 def _signal_all(mark: str, held: dict, number: int, deadline: float) -> bool:
-    """Send a signal to all members, also to those that are born meanwhile. True when none is left."""
+    """Send a signal to all members, also to those that are born meanwhile. True when none is left.
+
+    Stopping them is done when no other is found.
+    """
     told: set = set()
     while True:
-        for member in members(mark).items():
+        for member in members(mark, held).items():
             if member not in held:
                 _hold(held, *member)
-        for member in held.keys() - told:
+        new = held.keys() - told
+        for member in new:
             told.add(member)
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(held[member], number)
@@ -82,7 +91,7 @@ def _signal_all(mark: str, held: dict, number: int, deadline: float) -> bool:
             os.close(held.pop(member))
         if not held and not members(mark):
             return True
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline or (number == signal.SIGSTOP and not new):
             return False
 
 

@@ -14,8 +14,8 @@ _PREFIX = "/dev/nvidia"
 _COMMON = ("/dev/nvidiactl", "/dev/nvidia-uvm")
 _TOOLS = "/dev/nvidia-uvm-tools"
 _CAPS = "/dev/nvidia-caps/"
-# As the driver itself makes them on the node. Proxmox would make them 0660 for root: a server that runs as a user of
-# its own could not open them.
+# As the driver itself makes them on the node, its capabilities (MIG) apart. Proxmox would make them 0660 for root: a
+# server that runs as a user of its own could not open them.
 _MODE = "0666"
 # NVIDIA's registered major number, and the one that the old system took nvidia-uvm's to be on every node.
 _MAJOR, _OLD_UVM_MAJOR = 195, 243
@@ -78,8 +78,10 @@ def is_device(path: str) -> bool:
 
 
 def as_devices(gpus: Sequence[int], there: Mapping[str, Device] | None) -> list[dict[str, str]]:
-    """The C(devN) for these GPUs, as a path and a mode each."""
-    return [{"path": path, "mode": _MODE} for path in paths(gpus, there)]
+    """The C(devN) for these GPUs: path and, but for capabilities, mode."""
+    return [
+        {"path": path} if path.startswith(_CAPS) else {"path": path, "mode": _MODE} for path in paths(gpus, there)
+    ]
 
 
 def as_raw(gpus: Sequence[int], there: Mapping[str, Device]) -> list[tuple[str, str]]:

@@ -175,13 +175,16 @@ def _process(pid: int) -> str:
     return f"process {pid}" + (f" ({' '.join(names)})" if names else "")
 
 
-def workers(vmid: int) -> list[str]:
-    """What is at work on a container at the moment, tasks of Proxmox and C(pct) calls, each as a phrase."""
+def workers(vmid: int, or_clones: bool = False) -> list[str]:
+    """What is at work on a container at the moment, tasks of Proxmox and C(pct) calls, each as a phrase.
+
+    :param or_clones: every clone on the node counts: the task that makes a container by cloning is its source's
+    """
     found = []
     for line in _text(_TASKS).splitlines():
         # UPID:node:pid:start of the process:start time:type:vmid:user:
         fields = line.split()[0].split(":") if line.split() else []
-        if len(fields) < 8 or fields[6] != str(vmid):
+        if len(fields) < 8 or not (fields[6] == str(vmid) or (or_clones and fields[5] == "vzclone")):
             continue
         pid = int(fields[2], 16)
         if _start_ticks(pid) == int(fields[3], 16):
@@ -189,7 +192,8 @@ def workers(vmid: int) -> list[str]:
             found.append(f"the task {fields[5]} of {fields[7]} (process {pid}, since {begun})")
     for path in glob.glob("/proc/[0-9]*/cmdline"):
         words = _text(path).rstrip("\0").split("\0")
-        names = [os.path.basename(word) for word in words[:3]]
+        # Behind the interpreter, and what that was told.
+        names = [os.path.basename(word) for word in words[:5]]
         command = words[names.index("pct") + 1 :] if "pct" in names else []
         # A shell in the container holds no lock.
         if str(vmid) in command[1:4] and command[0] not in ("exec", "enter", "console"):
@@ -199,7 +203,8 @@ def workers(vmid: int) -> list[str]:
 
 def _start_ticks(pid: int) -> int:
     fields = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
-    return int(fields[19]) if len(fields) > 19 else -1
+    # One that has ended and whose parent hasn't looked yet is at work no more.
+    return int(fields[19]) if len(fields) > 19 and fields[0] != "Z" else -1
 
 
 def storage_types() -> dict[str, str]:

@@ -53,8 +53,11 @@ class Node(Protocol):
     def storage_types(self) -> Mapping[str, str]:
         """The type of each storage by name."""
 
-    def workers(self, vmid: int) -> list[str]:
-        """What is at work on a container, each as a phrase."""
+    def workers(self, vmid: int, or_clones: bool = False) -> list[str]:
+        """What is at work on a container, each as a phrase.
+
+        :param or_clones: every clone on the node counts: the task that makes a container by cloning is its source's
+        """
 
     def flock_holder(self, vmid: int) -> str:
         """Who holds the lock on its conf file, "" for nobody."""

@@ -24,6 +24,20 @@ _LINGER = 1.0
 _GRACE = 10.0
 
 
+# Of what a process said at length, its beginning and its end tell why.
+_FIRST, _LAST, _HALF_LINE = 3, 5, 200
+
+
+def _ends_of(lines: Sequence[str]) -> list[str]:
+    """The first and the last of many lines, long ones without their middle."""
+    left_out = len(lines) - _FIRST - _LAST
+    if left_out > 1:
+        lines = [*lines[:_FIRST], f"… ({left_out} lines) …", *lines[-_LAST:]]
+    return [
+        line if len(line) <= 2 * _HALF_LINE else f"{line[:_HALF_LINE]} … {line[-_HALF_LINE:]}" for line in lines
+    ]
+
+
 @dataclass(frozen=True)
 class Finished:
     """A process that has ended.
@@ -44,7 +58,7 @@ class Finished:
 
     def sentence(self) -> str:
         """What ran, how it ended, and what it said: a task's own output is merged on stdout, its error on stderr."""
-        parts = [text.strip().replace("\n", " / ") for text in (self.stderr, self.stdout)]
+        parts = [" / ".join(_ends_of(text.strip().splitlines())) for text in (self.stderr, self.stdout)]
         said = "; ".join(part for part in parts if part)
         return f"`{' '.join(self.argv)}` ended with {self.rc}: {said or 'it said nothing'}"
 

@@ -273,6 +273,7 @@ restart_required:
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.phoenix.hypervisor.plugins.module_utils import gpu, node, nodes, pct_conf, process
@@ -292,10 +293,18 @@ from ansible_collections.phoenix.hypervisor.plugins.module_utils.container_plan 
 
 # How often a step is planned anew because somebody else changed the container in between.
 _ATTEMPTS = 10
+# How often the same step is done, when another run declares something else.
+_REPEATS = 3
+# Seconds for which nobody has to be seen at work before what is there counts as left over.
+_GRACE = 3
 
 
 class ContainerError(Exception):
-    """A step failed; the text is for the user."""
+    """The container can't be made as declared; the text is for the user."""
+
+
+class StepError(ContainerError):
+    """A step failed; somebody else may have done the same meanwhile."""
 
 
 def declared_by(params: dict) -> Declared:
@@ -332,6 +341,7 @@ class Run:
         self.done: list[Step] = []
         # What this run changed, and of which nothing on the node tells that it waits for a restart.
         self._unseen: set[str] = set()
+        self._taken: set[tuple] = set()
         is_known = there.is_local and there.read(declared.vmid).exists
         self.memory = node.remembered(declared.vmid) if is_known else Memory()
         self._release = there.release()
@@ -370,7 +380,7 @@ class Run:
         return source, self._facts(actual, source)
 
     def _facts(self, actual: Container, source: Container | None) -> Facts:
-        busy = actual.is_half_made and bool(self.there.workers(self.declared.vmid))
+        busy = actual.is_half_made and bool(self.there.workers(self.declared.vmid, or_clones=True))
         source_busy = source is not None and source.lock == "disk" and self._is_worked_on(int(self.declared.clone_vmid))
         if not self.there.is_local:
             return Facts(
@@ -380,52 +390,84 @@ class Run:
         sources = [mount["source"] for mount in self.declared.mounts or [] if mount["source"]]
         return Facts(
             self._storage_types, self._release, node.nvidia_devices(), node.root_subids(), node.owners(sources),
-            self.memory, busy, source_busy,
+            self.memory, busy, source_busy, taken=frozenset(self._taken),
         )  # fmt: skip
 
     def _is_worked_on(self, vmid: int) -> bool:
         """Is a lock somebody's? One that was left over is nobody's for a while, not only between two steps."""
-        for _second in range(3):
-            if self.there.workers(vmid) or self.there.read(vmid).lock != "disk":
+        for _second in range(_GRACE):
+            if self.there.workers(vmid) or not self.there.read(vmid).lock:
                 return True
             time.sleep(1)
         return False
+
+    def _when_it_is_made(self) -> Container:
+        """The container, once nobody is at work any more on one that is being made, or that was begun and left.
+
+        :raises ContainerError: when somebody stays at work
+        """
+        vmid, end, unseen = self.declared.vmid, time.monotonic() + self.timeout, 0
+        while True:
+            container = self.there.read(vmid)
+            workers = self.there.workers(vmid, or_clones=True) if container.is_half_made else []
+            unseen = 0 if workers else unseen + 1
+            if not container.is_half_made or unseen > _GRACE:
+                return container
+            if time.monotonic() > end:
+                raise ContainerError(
+                    f"CTID {vmid} is being made by {', '.join(workers)}; waited {self.timeout} s. Let it come to its "
+                    "end, then run again"
+                )
+            time.sleep(1)
 
     def execute(self) -> Plan:
         """Plan, do the first step, look again, until there is nothing left to do. Gives the last plan."""
         again = 0
         is_remembered = not self.there.is_local
         while True:
-            actual = self.there.read(self.declared.vmid)
-            if actual.lock == "create" and self.there.workers(self.declared.vmid):
-                self.there.settle(self.declared.vmid, self.timeout)
-                continue
+            actual = self._when_it_is_made()
             planned = self.plan(actual)
             if not planned.steps:
                 return planned
             if not is_remembered:
-                node.remember(self.declared.vmid, to_remember_at_first(self.declared, self._facts(actual, None)))
+                memory = to_remember_at_first(self.declared, planned, self._facts(actual, None))
+                node.remember(self.declared.vmid, memory)
                 is_remembered = True
             step = planned.steps[0]
-            if self.done and step == self.done[-1]:
+            if self.done.count(step) > _REPEATS:
                 raise ContainerError(
                     f"CTID {self.declared.vmid}: {step.why}: was done, and is to be done again; somebody else undoes "
                     "it, or Proxmox writes it differently (which would be a fault of this module)"
                 )
             try:
                 self._do(step, actual)
-            except node.Changed:
+            except (node.Changed, StepError) as error:
                 again += 1
-                if again > _ATTEMPTS:
+                if again > _ATTEMPTS or (isinstance(error, StepError) and self._is_still_to_do(step)):
                     raise
                 continue
-            self.done.append(step)
-            if step.name in ("start", "reboot"):
-                self._unseen.clear()
-            elif step.name == "set" and actual.running and actual.started_with is None:
-                self._unseen |= {"hostname"} & dict(step.command.options).keys()
-            if step.name == "reboot" and self.declared.state == "restarted":
-                self.declared = _with_state(self.declared, "started")
+            self._note(step, actual)
+
+    def _is_still_to_do(self, step: Step) -> bool:
+        """Is a step that failed to be done yet? Somebody else may have done the same."""
+        try:
+            planned = self.plan(self._when_it_is_made())
+        except (PlanError, ContainerError, node.NodeError):
+            return True
+        return bool(planned.steps) and planned.steps[0].name == step.name
+
+    def _note(self, step: Step, before: Container) -> None:
+        """What a step that was done means for the plans that follow."""
+        self.done.append(step)
+        if step.name in ("start", "reboot"):
+            self._unseen.clear()
+            self._taken.clear()
+            if self.declared.state == "restarted":
+                self.declared = replace(self.declared, state="started")
+        elif step.is_raw and before.running:
+            self._taken.update(step.removed)
+        elif step.name == "set" and before.running and before.started_with is None:
+            self._unseen |= {"hostname"} & dict(step.command.options).keys()
 
     def remember(self, after: Container) -> None:
         """Keep what was declared, for the next run."""
@@ -436,7 +478,7 @@ class Run:
         """Do one step, and make sure of its effect: some pct commands end with 0 although they failed.
 
         :raises Changed: when the container is not the one any more that this was planned on
-        :raises ContainerError: with what Proxmox said and, for a container that doesn't start, what its log says
+        :raises StepError: with what Proxmox said and, for a container that doesn't start, what its log says
         """
         vmid = self.declared.vmid
         if step.path:
@@ -454,7 +496,7 @@ class Run:
                 raise node.Changed(f"CTID {vmid}: {done.sentence()}")
             problem = done.sentence() if done.failed else self._effect_problem(step.command, done)
             if problem:
-                raise ContainerError(f"CTID {vmid}: {problem}")
+                raise StepError(f"CTID {vmid}: {problem}")
 
     def _edit_raw(self, step: Step, actual: Container) -> None:
         self.there.settle(self.declared.vmid, self.timeout)
@@ -467,7 +509,7 @@ class Run:
                 raise node.Changed(f"CTID {self.declared.vmid} was made by somebody else meanwhile; run again")
             done = self.there.run(step.command, self.timeout)
         if done.failed or not self.there.read(self.declared.vmid).exists:
-            raise ContainerError(f"CTID {self.declared.vmid}: {done.sentence()}")
+            raise StepError(f"CTID {self.declared.vmid}: {done.sentence()}")
 
     def _start(self, step: Step) -> None:
         vmid = self.declared.vmid
@@ -475,7 +517,7 @@ class Run:
         done = self.there.run(step.command, self.timeout)
         if done.failed or not self.there.read(vmid).running:
             log = node.log_tail(vmid, log_before) if self.there.is_local else ""
-            raise ContainerError(_start_problem(vmid, done, log))
+            raise StepError(_start_problem(vmid, done, log))
         if self.there.is_local:
             wait_for_boot(vmid, self.timeout)
 
@@ -501,10 +543,6 @@ class Run:
                 return f"{done.sentence()} - without the effect that it should have"
             time.sleep(0.5)
         return ""
-
-
-def _with_state(declared: Declared, state: str) -> Declared:
-    return Declared(**{**vars(declared), "state": state})
 
 
 def _start_problem(vmid: int, done: process.Finished, log: str) -> str:

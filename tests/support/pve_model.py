@@ -48,7 +48,7 @@ class PveModel:
     def storage_types(self) -> dict[str, str]:
         return {"fast": "zfspool", "local": "dir", "local-btrfs": "btrfs", "local-dir": "dir"}
 
-    def workers(self, vmid: int) -> list[str]:
+    def workers(self, vmid: int, or_clones: bool = False) -> list[str]:
         return self.at_work.get(vmid, [])
 
     def flock_holder(self, vmid: int) -> str:

@@ -349,7 +349,8 @@ class TestGpus:
         expected = sorted([f"/dev/nvidia{number}" for number in set(gpus)] + common) if gpus else []
         assert self.passed_through(planned.after) == expected
         assert planned.after.conf.main.raw == [("lxc.cap.drop", "sys_boot")]
-        assert all("mode=0666" in value for key, value in planned.after.conf.main.values.items() if key[:3] == "dev")
+        devices = [value for key, value in planned.after.conf.main.values.items() if key[:3] == "dev"]
+        assert all(("mode=0666" in value) != ("nvidia-caps" in value) for value in devices)
         assert_converges(declared(gpus=gpus), actual, facts=self.FACTS)
 
     def test_other_devices_are_not_spoken_of(self):
@@ -536,9 +537,12 @@ class TestMounts:
 
     def test_what_is_remembered_of_a_run_that_is_killed(self):
         wanted = declared(mounts=[{"source": "/tank", "mp": "/m"}], raw=["lxc.cap.drop: a"])
-        memory = to_remember_at_first(wanted, Facts(memory=Memory(raw=(("lxc.group", "g"),), mounts={"/old": "/old"})))
+        facts = Facts(memory=Memory(raw=(("lxc.group", "g"),), mounts={"/old": "/old"}))
+        memory = to_remember_at_first(wanted, plan(wanted, STOPPED, None, facts), facts)
         assert memory == Memory(
-            raw=(("lxc.group", "g"), ("lxc.cap.drop", "a")), mounts={"/old": "/old", "/m": "/tank"}
+            # The one that is replaced, too: the container may still run with it.
+            raw=(("lxc.group", "g"), ("lxc.cap.drop", "a"), ("lxc.cap.drop", "sys_boot")),
+            mounts={"/old": "/old", "/m": "/tank"},
         )
 
     def test_a_folder_that_is_not_there(self):
@@ -810,6 +814,11 @@ class TestClone:
         ]  # fmt: skip
         with pytest.raises(PlanError, match="700 is being created by somebody else"):
             plan(declared(clone_vmid=900), half, source, replace(BTRFS, is_busy=True))
+        # As far as a clone had come, and after somebody took the lock away.
+        further = Container(exists=True, text=CONF + "lock: create\n")
+        assert kinds(plan(declared(clone_vmid=900), further, source, BTRFS)) == ["unlock", "destroy", "clone"]
+        unlocked = Container(exists=True, text="hostname: x\n")
+        assert kinds(plan(declared(clone_vmid=900), unlocked, source, BTRFS)) == ["destroy", "clone"]
 
     def test_a_mismatch_of_privilege_is_seen_before_the_clone(self):
         with pytest.raises(PlanError, match="unprivileged"):
@@ -914,10 +923,10 @@ DECLARATIONS = st.builds(
 )  # fmt: skip
 CONTAINERS = st.sampled_from([
     Container(), STOPPED, RUNNING, replace(RUNNING, text=CONF + DEVICES + MOUNTS),
-    replace(STOPPED, text=CONF + DEVICES + OLD_SYSTEM),
+    replace(STOPPED, text=CONF + DEVICES + OLD_SYSTEM), replace(RUNNING, text=CONF + OLD_SYSTEM),
     replace(RUNNING, text=CONF + "\n[pve:pending]\nfeatures: keyctl=1\ndelete: nameserver,swap\n"),
 ])  # fmt: skip
-RELEASES = st.sampled_from([(8, 1), (8, 4), (9, 0), (9, 1)])
+RELEASES = st.sampled_from([(7, 4), (8, 1), (8, 4), (9, 0), (9, 1)])
 
 
 @given(DECLARATIONS, CONTAINERS, RELEASES)
@@ -928,20 +937,28 @@ def test_a_plan_done_gives_what_it_said_and_leaves_nothing_to_do(wanted, actual,
     if actual.exists:
         node.texts[700] = actual.text
     if actual.running:
-        node.started[700] = STARTED
+        node.started[700] = STARTED.replace("lxc.cap.drop = sys_boot\n", "") + "".join(
+            f"{key} = {value}\n" for key, value in actual.conf.main.raw
+        )
     facts = replace(BTRFS, release=release, nvidia_devices=NVIDIA)
+    if release < (8, 1):
+        wanted = replace(wanted, devices=None)
+    taken: set[tuple] = set()
 
     def plan_now():
-        return plan(wanted, node.read(700), node.read(900), facts)
+        return plan(wanted, node.read(700), node.read(900), replace(facts, taken=frozenset(taken)))
 
     first = shown = plan_now()
     for _step in shown.steps:
         step = first.steps[0]
         if step.is_raw:
             node.edit_raw(700, node.read(700).digest, step.removed, step.added)
+            taken |= set(step.removed)
         else:
             done = node.run(step.command, digest=node.read(700).digest if step.name in ("set", "resize") else "")
             assert not done.failed, done
+        if step.name in ("start", "reboot"):
+            taken.clear()
         first = plan_now()
     assert first.steps == ()
     after = node.read(700)

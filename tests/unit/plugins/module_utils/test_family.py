@@ -77,7 +77,7 @@ def test_another_process_with_the_same_number_is_not_met(mark, monkeypatch):
     try:
         # Found with a start that is not this process's: its number was another's before.
         found = iter([{process.pid: 1}])
-        monkeypatch.setattr(family, "members", lambda mark: next(found, {}))
+        monkeypatch.setattr(family, "members", lambda mark, known=(): next(found, {}))
         family.end(mark, 0.2)
         assert process.poll() is None
     finally:

@@ -168,3 +168,11 @@ def test_variables_of_one_process(monkeypatch):
 
 def test_a_command_line_that_is_too_long():
     assert "can't be run: Argument list too long" in process.run(["true", "x" * 5_000_000]).sentence()[-200:]
+
+
+def test_what_is_said_at_length_is_shortened_in_a_sentence():
+    lines = [f"line {number}" for number in range(5000)] + ["x" * 1000 + "end", "why"]
+    sentence = process.Finished(("tar",), 1, "\n".join(lines), "first\nsecond").sentence()
+    assert sentence.startswith("`tar` ended with 1: first / second; line 0 / line 1 / line 2 / … (")
+    assert sentence.endswith("xend / why")
+    assert len(sentence) < 700

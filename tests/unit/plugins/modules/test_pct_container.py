@@ -173,6 +173,67 @@ class TestFailures:
         fake.answers["set"] = [process.Finished(("pct", "set"), 0, "", "")] * 99
         assert "was done, and is to be done again" in run(config={"memory": 70})["msg"]
 
+    @pytest.mark.parametrize("is_running", [True, False])
+    def test_a_restart_is_one(self, fake, run, is_running):
+        fake.texts[700] = SOURCE.replace("template: 1\n", "")
+        if is_running:
+            fake._start(700, (), {})
+        shown = run(check=True, state="restarted")
+        done = run(state="restarted")
+        assert shown["commands"] == done["commands"] == [["pct", "reboot" if is_running else "start", "700"]]
+
+    @pytest.mark.parametrize(
+        ("state", "name"),
+        [("started", "start"), ("stopped", "shutdown"), ("absent", "destroy"), ("template", "template")],
+    )
+    def test_who_did_the_same_first_is_thanked(self, fake, run, monkeypatch, state, name):
+        fake.texts[700] = SOURCE.replace("template: 1\n", "")
+        if state == "stopped":
+            fake._start(700, (), {})
+
+        def overtaken(vmid, arguments, options) -> None:
+            getattr(PveModel, f"_{name}")(fake, vmid, arguments, options)
+            raise RuntimeError
+
+        monkeypatch.setattr(fake, f"_{name}", overtaken)
+        do = fake.run
+
+        def run_late(command, timeout=0, digest=""):
+            try:
+                return do(command, timeout, digest)
+            except RuntimeError:
+                return failed(f"{name} 700", f"CT 700 is {state} already")
+
+        monkeypatch.setattr(fake, "run", run_late)
+        assert run(state=state)["changed"] is False
+
+    def test_what_is_being_made_is_waited_for(self, fake, run, monkeypatch):
+        fake.texts[700] = "lock: create\n"
+        fake.at_work[700] = ["the task vzclone of root@pam"]
+        waited = []
+
+        def made_meanwhile(seconds: float) -> None:
+            waited.append(seconds)
+            if len(waited) == 5:
+                fake.texts[700] = SOURCE.replace("template: 1\n", "")
+
+        monkeypatch.setattr(pct_container.time, "sleep", made_meanwhile)
+        assert run(clone={"vmid": 900}, config={"memory": 512})["changed"] is False
+        assert fake.calls == []
+
+    def test_what_is_being_made_for_too_long(self, fake, run, monkeypatch):
+        fake.texts[700] = "lock: create\n"
+        fake.at_work[700] = ["the task vzclone of root@pam"]
+        clock = iter(range(0, 10_000, 10))
+        monkeypatch.setattr(pct_container.time, "monotonic", lambda: next(clock))
+        result = run(clone={"vmid": 900}, timeout=60)
+        assert "CTID 700 is being made by the task vzclone of root@pam; waited 60 s" in result["msg"]
+
+    def test_what_a_killed_clone_left_is_made_anew(self, fake, run):
+        fake.texts[700] = "lock: create\n"
+        done = run(clone={"vmid": 900})
+        assert [argv[1] for argv in done["commands"]] == ["unlock", "destroy", "clone"]
+
     def test_what_it_wrote_is_remembered_and_goes_when_it_is_declared_no_more(self, fake, run):
         fake.texts[700] = SOURCE.replace("template: 1\n", "lxc.group: by hand\n")
         run(raw=["lxc.cap.keep: chown"], mounts=[{"source": "/tank", "mp": "/m"}])
