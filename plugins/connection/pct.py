@@ -473,10 +473,16 @@ class Connection(ConnectionBase):
                 result = self._stream(script, f">{shlex.quote(part)}", data)
             rc, out, err = self._result(mark, *result)
             self._check_copy(in_path, out_path, rc, out, err)
-            size = re.search(rb"%s (\d+)" % mark.encode(), err)
-            if size is None or os.path.getsize(part) < int(size[1]):
-                raise AnsibleError(f"fetching {in_path} from container {self.get_option('vmid')} ended too early")
-            os.replace(part, target)
+            size, got = re.search(rb"%s (\d+)" % mark.encode(), err), os.path.getsize(part)
+            if size is None or got < int(size[1]):
+                raise AnsibleError(
+                    f"fetching {in_path} from container {self.get_option('vmid')} ended too early, after {got} bytes; "
+                    f"is there room left for {out_path}?"
+                )
+            try:
+                os.replace(part, target)
+            except OSError as error:
+                raise AnsibleError(f"{out_path} cannot be written: {error.strerror}") from None
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(part)

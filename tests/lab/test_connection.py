@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -249,6 +250,32 @@ class TestFiles:
             assert inside("cat /root/full/f; ls -A /root/full")[1] == b"old\nf\n"
         finally:
             inside("umount /root/full")
+
+    def test_a_full_disk_here_is_loud_and_leaves_what_was_there(self, connect, inside, tmp_path):
+        inside("head -c 3000000 /dev/urandom >/root/big")
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(tmp_path)], check=True)
+        try:
+            (tmp_path / "kept").write_text("kept")
+            with pytest.raises(AnsibleError, match=r"No space left on device|ended too early|exit code"):
+                connect().fetch_file("/root/big", str(tmp_path / "kept"))
+            assert (tmp_path / "kept").read_text() == "kept"
+            assert os.listdir(tmp_path) == ["kept"]
+        finally:
+            subprocess.run(["umount", str(tmp_path)], check=True)
+            inside("rm /root/big")
+
+    def test_no_file_is_held_in_memory(self, connect, inside, tmp_path):
+        connection, size = connect(), 300 << 20
+        with open(tmp_path / "big", "wb") as file:
+            file.truncate(size)
+        connection.exec_command("true")
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        connection.put_file(str(tmp_path / "big"), "/root/big")
+        connection.fetch_file("/root/big", str(tmp_path / "back"))
+        inside("rm /root/big")
+        assert (tmp_path / "back").stat().st_size == size
+        (tmp_path / "back").unlink()
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # KiB
 
     def test_a_folder_is_no_destination(self, connect, tmp_path):
         (tmp_path / "file").write_text("x")

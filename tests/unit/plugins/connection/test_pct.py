@@ -305,6 +305,13 @@ class TestFiles:
         assert (tmp_path / "kept").read_text() == "kept"
         assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
 
+    def test_a_folder_is_no_target(self, connection, tmp_path):
+        (tmp_path / "file").write_text("x")
+        (tmp_path / "folder").mkdir()
+        with pytest.raises(AnsibleError, match="folder cannot be written: "):
+            connection.fetch_file(str(tmp_path / "file"), str(tmp_path / "folder"))
+        assert sorted(os.listdir(tmp_path)) == ["file", "folder", "node"]
+
     def test_a_missing_source(self, connection, tmp_path):
         with pytest.raises(AnsibleFileNotFound, match="does not exist"):
             connection.put_file(str(tmp_path / "none"), "/x")
