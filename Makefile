@@ -53,14 +53,17 @@ test-build: $(DEV) ## The collection archive holds what it should
 	@tools/step "collection build" python -m pytest tests/archive
 
 test-lab: $(DEV) lab-up ## The modules, the connection and the lab itself, on real containers
-	@tools/step "lab tests" python -m pytest -m lab lab/tests tests/lab
+	@tools/step "lab tests" python -m pytest -m "lab and not full" lab/tests tests/lab
 
 test-molecule: $(DEV) lab-up ## The lineage 900 → 901 → 921 from nothing, twice
 	@tools/step "molecule default" molecule test -s default
 
-test-full: test test-properties ## All tests, and what is too slow for every change
+test-full: test test-properties test-campaigns ## All tests, and what is too slow for every change
 
-.PHONY: test-properties
+.PHONY: test-properties test-campaigns
+test-campaigns: $(DEV) lab-up ## Faults at every place, on real containers
+	@tools/step "campaigns" python -m pytest -m "lab and full" tests/lab
+
 # Those whose inputs are what Proxmox or a user may have written: 10,000 cases each.
 PROPERTIES := pct_conf container_plan idmap firewall snapshot_plan
 test-properties: $(DEV) ## The property tests with 10,000 generated cases each

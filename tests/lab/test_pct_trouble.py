@@ -719,6 +719,11 @@ def is_alive(pid: int) -> bool:
 VICTIMS = {"the module": (True, False), "pct": (False, True), "both": (True, True)}
 
 
+def victims(often: str, *others: str) -> list:
+    """One victim for every run of the tests, others for the full one."""
+    return [often, *(pytest.param(name, marks=pytest.mark.full) for name in others)]
+
+
 class TestKilled:
     """With SIGKILL, which nobody can tidy up after."""
 
@@ -727,10 +732,10 @@ class TestKilled:
         yield
         remove(ORIGIN)
 
-    @pytest.mark.parametrize("victims", VICTIMS)
+    @pytest.mark.parametrize("killed", victims("both", "the module", "pct"))
     @pytest.mark.parametrize("command", ["clone", "set", "start"])
-    def test_between_two_steps(self, command, victims, folder):
-        is_module, is_pct = VICTIMS[victims]
+    def test_between_two_steps(self, command, killed, folder):
+        is_module, is_pct = VICTIMS[killed]
         options = {
             "vmid": ONE,
             "state": "started",
@@ -747,9 +752,9 @@ class TestKilled:
         assert inside(ONE, "tr '\\0' '\\n' </proc/1/environ | grep ^A=") == "A=b"
         assert [values(ONE)[key] for key in ("memory", "lxc.environment")] == ["200", "A=b"]
 
-    @pytest.mark.parametrize("victims", [*VICTIMS, "both and the worker"])
+    @pytest.mark.parametrize("killed", victims("both and the worker", *VICTIMS))
     @pytest.mark.parametrize("command", ["create", "clone"])
-    def test_in_the_middle(self, command, victims):
+    def test_in_the_middle(self, command, killed):
         """While it unpacks or copies: the CTID is reserved, the volume is there, and the source is locked."""
         if command == "create":
             options = {"ostemplate": OSTEMPLATE, "storage": "local-btrfs", "disk_gb": 1, "unprivileged": True}
@@ -763,13 +768,13 @@ class TestKilled:
         workers = children(pid)
         assert values(ONE) == {"lock": "create"}
         assert pid and workers
-        if victims == "both and the worker":
+        if killed == "both and the worker":
             # Its tar or cp has no reason to end before it has said all.
             for worker in workers:
                 os.killpg(worker, signal.SIGKILL)
             kill(process.pid, pid)
         else:
-            is_module, is_pct = VICTIMS[victims]
+            is_module, is_pct = VICTIMS[killed]
             kill(*([process.pid] if is_module else []), *([pid] if is_pct else []))
         end_of(process)
         try:
