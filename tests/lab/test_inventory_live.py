@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,9 @@ def container() -> Iterator[None]:
     words += ["--net0", "name=eth0,bridge=vmbr0,ip=10.92.0.190/24", "--unprivileged", "1", "--start", "1"]
     subprocess.run(["pct", "create", str(CTID), OSTEMPLATE, *words], check=True, capture_output=True)
     try:
+        # It runs before it has its address.
+        wait = f"until lxc-info -n {CTID} -iH | grep -q .; do sleep 0.2; done"
+        subprocess.run(["sh", "-c", wait], check=True, timeout=60)
         yield
     finally:
         subprocess.run(["pct", "stop", str(CTID)], check=False, capture_output=True)
@@ -78,6 +83,50 @@ def test_by_the_nodes_files(tmp_path: Path) -> None:
     assert variables["phoenix_addresses"] == ["10.92.0.190"]
     variables, said = read(tmp_path, LOCAL, {**ENTRY, "cores": 2, "lxc_options": ["lxc.cap.drop=sys_time"]})
     assert variables["phoenix_differs"] == ["cores", "lxc.cap.drop"]
+
+
+@pytest.fixture
+def over_ssh() -> Iterator[dict[str, Any]]:
+    """Variables by which this machine is reached through an SSH server of the test's own."""
+    # A control socket's path must be short: not below pytest's own folders.
+    with tempfile.TemporaryDirectory() as name, socket.socket() as free:
+        folder = Path(name)
+        for key in ("host", "user"):
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key)], check=True)
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
+        (folder / "config").write_text(
+            f"ListenAddress 127.0.0.1:{port}\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/user.pub\n"
+            "PidFile none\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"
+        )
+        (folder / "known").write_text(f"[127.0.0.1]:{port} {(folder / 'host.pub').read_text()}")
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+        command = ["/usr/sbin/sshd", "-D", "-e", "-f", str(folder / "config")]
+        server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        try:
+            assert "listening" in server.stderr.readline()
+            yield {
+                "ansible_host": "{{ '127.0.0' ~ '.1' }}",
+                "ansible_port": port,
+                "ansible_user": "root",
+                "ansible_private_key_file": str(folder / "user"),
+                "ansible_ssh_common_args": f"-F none -o UserKnownHostsFile={folder}/known -o IdentitiesOnly=yes",
+                "ansible_control_path_dir": str(folder / "cp"),
+                "ansible_ssh_args": "-o ControlMaster=no",
+            }
+        finally:
+            server.terminate()
+            server.wait(10)
+
+
+@pytest.mark.usefixtures("container")
+def test_over_ssh(tmp_path: Path, over_ssh: dict[str, Any]) -> None:
+    """As ansible-core's own ssh plugin reaches it, with all of its variables, templates too."""
+    variables, said = read(tmp_path, {"nodes": {"pve": over_ssh}}, {**ENTRY, "swap_mb": 64})
+    assert said == ""
+    assert (variables["phoenix_state"], variables["phoenix_differs"]) == ("running", ["swap"])
+    assert variables["phoenix_addresses"] == ["10.92.0.190"]
 
 
 @pytest.mark.usefixtures("container")
