@@ -1,14 +1,70 @@
 # Copyright (c) 2026 The Phoenix Hypervisor team
 # GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How many cases the property tests generate: Hypothesis' own number, or many with HYPOTHESIS_PROFILE=full."""
+"""What several unit tests use.
+
+Property tests generate as many cases as Hypothesis itself thinks right, or many with HYPOTHESIS_PROFILE=full.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import os
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
 
+import pytest
+from ansible.module_utils import basic
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.phoenix.hypervisor.plugins.module_utils import inside, process
 from hypothesis import settings
 
 # A loaded machine is slow now and then; a case that takes long is no fault.
 settings.register_profile("full", max_examples=10_000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture
+def run_main(monkeypatch) -> Callable[..., dict]:
+    """A function that runs a module's main with options, and gives what it returns, its warnings included."""
+
+    def run(module: ModuleType, check: bool = False, diff: bool = True, **options) -> dict:
+        out, warnings = io.StringIO(), []
+        monkeypatch.setattr(basic.sys, "stdout", out)
+        # Where a warning goes depends on what of Ansible other tests have loaded.
+        monkeypatch.setattr(basic.AnsibleModule, "warn", lambda self, warning: warnings.append(warning))
+        arguments = {**options, "_ansible_check_mode": check, "_ansible_diff": diff}
+        with patch_module_args(arguments), pytest.raises(SystemExit):
+            module.main()
+        return {**json.loads(out.getvalue()), "warnings": warnings}
+
+    return run
+
+
+class Attach:
+    """Enters a container that is this machine: runs what follows lxc-attach's own words."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple] = []
+        self.running = True
+        self._run = process.run
+
+    def read(self, vmid: int) -> SimpleNamespace:
+        conf = SimpleNamespace(main=SimpleNamespace(values={}))
+        return SimpleNamespace(exists=vmid == 921, running=self.running, conf=conf)
+
+    def run(self, argv, timeout=None, **how) -> process.Finished:
+        self.calls.append(tuple(argv))
+        return self._run(argv[argv.index("--") + 1 :], timeout, **how)
+
+
+@pytest.fixture
+def attach(monkeypatch) -> Attach:
+    """The container 921 is this machine."""
+    it = Attach()
+    monkeypatch.setattr(inside.node, "read", it.read)
+    monkeypatch.setattr(inside.process, "run", it.run)
+    monkeypatch.setattr(inside.family, "guarded", lambda mark: contextlib.nullcontext())
+    return it

@@ -5,12 +5,9 @@
 
 from __future__ import annotations
 
-import io
-import json
+import functools
 
 import pytest
-from ansible.module_utils import basic
-from ansible.module_utils.testing import patch_module_args
 from ansible_collections.phoenix.hypervisor.plugins.module_utils import node, nodes, process
 from ansible_collections.phoenix.hypervisor.plugins.module_utils.container_plan import Memory
 from ansible_collections.phoenix.hypervisor.plugins.modules import pct_container
@@ -61,17 +58,9 @@ def fake(monkeypatch) -> FakeNode:
 
 
 @pytest.fixture
-def run(fake, monkeypatch):
+def run(fake, run_main):
     """A function that runs the module's main and gives what it returns."""
-
-    def call(check: bool = False, **options) -> dict:
-        out = io.StringIO()
-        monkeypatch.setattr(basic.sys, "stdout", out)
-        with patch_module_args({"vmid": 700, **options, "_ansible_check_mode": check}), pytest.raises(SystemExit):
-            pct_container.main()
-        return json.loads(out.getvalue())
-
-    return call
+    return functools.partial(run_main, pct_container, vmid=700)
 
 
 CASES = {

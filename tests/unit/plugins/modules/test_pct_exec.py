@@ -5,60 +5,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
+import functools
 import json
 import os
-from types import SimpleNamespace
 
 import pytest
-from ansible.module_utils import basic
-from ansible.module_utils.testing import patch_module_args
-from ansible_collections.phoenix.hypervisor.plugins.module_utils import inside, process
 from ansible_collections.phoenix.hypervisor.plugins.modules import pct_exec
 
 ME, MY_GROUP = str(os.getuid()), str(os.getgid())
 
 
-class Attach:
-    """Enters a container that is this machine: runs what follows lxc-attach's own words."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple] = []
-        self.running = True
-        self._run = process.run
-
-    def read(self, vmid: int) -> SimpleNamespace:
-        conf = SimpleNamespace(main=SimpleNamespace(values={}))
-        return SimpleNamespace(exists=vmid == 921, running=self.running, conf=conf)
-
-    def run(self, argv, timeout=None, **how) -> process.Finished:
-        self.calls.append(tuple(argv))
-        return self._run(argv[argv.index("--") + 1 :], timeout, **how)
-
-
-@pytest.fixture(autouse=True)
-def attach(monkeypatch) -> Attach:
-    it = Attach()
-    monkeypatch.setattr(inside.node, "read", it.read)
-    monkeypatch.setattr(inside.process, "run", it.run)
-    monkeypatch.setattr(inside.family, "guarded", lambda mark: contextlib.nullcontext())
-    return it
-
-
 @pytest.fixture
-def run(monkeypatch):
-    """A function that runs the module's main and gives what it returns."""
-
-    def call(check: bool = False, diff: bool = True, **options) -> dict:
-        out = io.StringIO()
-        monkeypatch.setattr(basic.sys, "stdout", out)
-        arguments = {"vmid": 921, **options, "_ansible_check_mode": check, "_ansible_diff": diff}
-        with patch_module_args(arguments), pytest.raises(SystemExit):
-            pct_exec.main()
-        return json.loads(out.getvalue())
-
-    return call
+def run(run_main, attach):
+    """A function that runs the module's main in a container that is this machine."""
+    return functools.partial(run_main, pct_exec, vmid=921)
 
 
 def test_a_command(run):

@@ -5,12 +5,10 @@
 
 from __future__ import annotations
 
-import io
+import functools
 import json
 
 import pytest
-from ansible.module_utils import basic
-from ansible.module_utils.testing import patch_module_args
 from ansible_collections.phoenix.hypervisor.plugins.module_utils import firewall, nodes
 from ansible_collections.phoenix.hypervisor.plugins.module_utils.container import Container
 from ansible_collections.phoenix.hypervisor.plugins.module_utils.firewall import Rule
@@ -110,20 +108,9 @@ def file(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def run(monkeypatch):
+def run(run_main):
     """A function that runs the module's main and gives what it returns."""
-
-    def call(check: bool = False, **options) -> dict:
-        out = io.StringIO()
-        monkeypatch.setattr(basic.sys, "stdout", out)
-        # Where a warning goes depends on what of Ansible other tests have loaded.
-        warnings: list[str] = []
-        monkeypatch.setattr(basic.AnsibleModule, "warn", lambda self, warning: warnings.append(warning))
-        with patch_module_args({"vmid": 700, **options, "_ansible_check_mode": check}), pytest.raises(SystemExit):
-            pct_firewall.main()
-        return {**json.loads(out.getvalue()), "warnings": warnings}
-
-    return call
+    return functools.partial(run_main, pct_firewall, vmid=700)
 
 
 # --- by the API ---------------------------------------------------------------------------------------------------

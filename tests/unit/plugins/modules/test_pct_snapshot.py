@@ -5,12 +5,10 @@
 
 from __future__ import annotations
 
-import io
+import functools
 import json
 
 import pytest
-from ansible.module_utils import basic
-from ansible.module_utils.testing import patch_module_args
 from ansible_collections.phoenix.hypervisor.plugins.module_utils import node, nodes, pct_conf
 from ansible_collections.phoenix.hypervisor.plugins.module_utils.command import Command
 from ansible_collections.phoenix.hypervisor.plugins.module_utils.container import Container
@@ -95,20 +93,9 @@ def fake(monkeypatch) -> FakeNode:
 
 
 @pytest.fixture
-def run(fake, monkeypatch):
+def run(fake, run_main):
     """A function that runs the module's main and gives what it returns."""
-
-    def call(check: bool = False, **options) -> dict:
-        out = io.StringIO()
-        monkeypatch.setattr(basic.sys, "stdout", out)
-        # Where a warning goes depends on what of Ansible other tests have loaded.
-        warnings: list[str] = []
-        monkeypatch.setattr(basic.AnsibleModule, "warn", lambda self, warning: warnings.append(warning))
-        with patch_module_args({"vmid": 840, **options, "_ansible_check_mode": check}), pytest.raises(SystemExit):
-            pct_snapshot.main()
-        return {**json.loads(out.getvalue()), "warnings": warnings}
-
-    return call
+    return functools.partial(run_main, pct_snapshot, vmid=840)
 
 
 def test_check_mode_says_what_the_run_does(fake, run):
