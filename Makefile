@@ -44,6 +44,7 @@ test-unit: $(DEV) ## Pure code, in seconds
 
 test-lint: $(DEV) ## ansible-lint at the production profile, ruff
 	@tools/step "ruff" ruff check .
+	@tools/step "schema" tools/schema --check
 	@tools/step "ansible-lint" ansible-lint --offline --strict --profile production
 
 test-sanity: $(DEV) ## ansible-test sanity
@@ -69,14 +70,15 @@ PROPERTIES := pct_conf container_plan idmap firewall snapshot_plan
 test-properties: $(DEV) ## The property tests with 10,000 generated cases each
 	@HYPOTHESIS_PROFILE=full tools/step "property tests" python -m pytest \
 		$(PROPERTIES:%=tests/unit/plugins/module_utils/test_%.py)
+	@PHOENIX_FULL=1 tools/step "20,000 broken inventories" python -m pytest tests/unit/plugins/inventory/test_bad_input.py
 
 .PHONY: bench
-bench: $(DEV) ## Measure; NAME=first_run, second_run, task or containers runs one group
+bench: $(DEV) ## Measure; NAME=… runs one group (first_run, second_run, task, containers, connection, inventory)
 	@python tests/bench/bench.py $(if $(NAME),--name $(NAME))
 
 # --- the project itself -------------------------------------------------------------------------------------------
 
-.PHONY: environment requirements build clean
+.PHONY: environment requirements schema build clean
 environment: $(DEV) ## The pinned Python environment, tests included
 
 $(VENV): requirements.txt
@@ -90,6 +92,9 @@ $(DEV): requirements-dev.txt
 requirements: $(DEV) ## Pin again what requirements*.in ask for
 	uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header -o requirements.txt requirements.in
 	uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header -o requirements-dev.txt requirements-dev.in
+
+schema: $(DEV) ## Write schemas/ again from the table of keys
+	tools/schema
 
 build: $(VENV) ## The collection archive, in build/
 	ansible-galaxy collection build --force --output-path build

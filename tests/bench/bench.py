@@ -9,6 +9,7 @@ figure is a comparison. A run of one group keeps the other groups' figures in th
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import re
@@ -118,19 +119,22 @@ def task() -> Figures:
     }
 
 
-def containers() -> Figures:
-    """What C(pct_container) costs, in C(pct) calls and seconds; containers.py says what is measured how."""
-    run(["make", "lab-up"])
-    import containers as measured
+def of_file(name: str, function: str) -> Callable[[], Figures]:
+    """A group that a file beside this one measures; the file says what is measured how."""
 
-    try:
-        return measured.figures()
-    except (RuntimeError, AssertionError) as error:
-        raise Failed(str(error)) from error
+    def measured() -> Figures:
+        run(["make", "lab-up"])
+        try:
+            return getattr(importlib.import_module(name), function)()
+        except (RuntimeError, AssertionError) as error:
+            raise Failed(str(error)) from error
+
+    return measured
 
 
 GROUPS: dict[str, Callable[[], Figures]] = {
-    "first_run": first_run, "second_run": second_run, "task": task, "containers": containers,
+    "first_run": first_run, "second_run": second_run, "task": task, "containers": of_file("containers", "figures"),
+    "connection": of_file("connection", "connection"), "inventory": of_file("inventory", "inventory"),
 }  # fmt: skip
 
 
