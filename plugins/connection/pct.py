@@ -24,6 +24,8 @@ notes:
     (C(ansible_ssh_*) and those below), its environment variables and its section of C(ansible.cfg) apply to the node.
   - Become plugins work inside the container, those that ask for a password too, as long as they can read it without a
     terminal (C(sudo), C(su)).
+  - ansible-core's worker carries a task to its end when only its master was killed by V(KILL), before 2.19 also by
+    V(TERM). So does the container then.
   - The node learns that an SSH connection was cut without a word (a pulled cable) only when its SSH server asks for a
     sign of life; see C(ClientAliveInterval) in C(sshd_config).
 extends_documentation_fragment:
