@@ -42,7 +42,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 Figures = dict[str, dict]
 
 
-class Failed(Exception):
+class Failed(RuntimeError):
     """A measured command failed; the message says which, and shows the end of its output."""
 
 
