@@ -181,7 +181,9 @@ cut_off() {
     [ "$known" ] || kill -0 "$1" || return 0
     for pid in $known; do
       case $told in
-        *" $pid "*) [ $round -le 50 ] || kill -KILL "$pid";;
+        *" $pid "*)
+          # All are stopped before one is killed: a shell would start its next command when its last one dies.
+          if [ $round -eq 51 ]; then kill -STOP "$pid"; elif [ $round -gt 51 ]; then kill -KILL "$pid"; fi;;
         *) told="$told$pid "; kill -TERM "$pid";;
       esac
     done

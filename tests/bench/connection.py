@@ -8,7 +8,7 @@ The peer runs with an ansible-core of its own, the same release, from an environ
 
 CPU seconds of the node are those of the SSH server of the one who is measured and of all that it started, from the
 server's ``/proc/<pid>/stat`` (user and system, with its ended children) plus what its living descendants have. The
-module that runs inside the container is in it, and the login shell of root with its start-up files, for both alike.
+module that runs inside the container is in it, for both alike.
 """
 from __future__ import annotations
 
@@ -96,11 +96,13 @@ class Server:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        setenv = "".join(f"SetEnv {name}={value}\n" for name, value in environment.items())
+        # A home without start-up files: those of this machine's root are not what is measured. The first SetEnv counts.
+        (folder / "home").mkdir()
+        setenv = " ".join(f"{name}={value}" for name, value in {"HOME": folder / "home", **environment}.items())
         (folder / "config").write_text(
             f"ListenAddress 127.0.0.1:{self.port}\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/user.pub\n"
             "PidFile none\nStrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin prohibit-password\n"
-            f"Subsystem sftp internal-sftp\nMaxSessions 20\n{setenv}"
+            f"Subsystem sftp internal-sftp\nMaxSessions 20\nSetEnv {setenv}\n"
         )
         (folder / "known").write_text(f"[127.0.0.1]:{self.port} {(folder / 'host.pub').read_text()}")
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
