@@ -83,7 +83,11 @@ def start_module(name: str, check: bool, options: dict, **variables: str) -> sub
         options = {**options, **api_options(_way[-1][1])}
     arguments = {**options, "_ansible_check_mode": check, "_ansible_diff": True}
     process = subprocess.Popen(
-        [sys.executable, "-m", f"ansible_collections.phoenix.hypervisor.plugins.modules.{name}"],
+        [
+            # What whoever runs the tests ignores (nohup, a shell's background) would be ignored by the module, too.
+            *("env", "--default-signal=INT,HUP", sys.executable),
+            *("-m", f"ansible_collections.phoenix.hypervisor.plugins.modules.{name}"),
+        ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
