@@ -91,7 +91,7 @@ def test_present_and_absent(container, way):
 def test_a_series_keeps_the_youngest(container, way):
     """Each run takes one; the oldest go, and nothing that isn't of the series."""
     call(snapname="other")
-    taken = [call(prefix="auto-", keep=2)["snapname"] for _ in range(3)]
+    taken = [call(prefix="auto-", keep=2)["snapname"] for _round in range(3)]
     assert len(set(taken)) == 3
     assert listed() == [*taken[1:], "other"]
     shown = call(check=True, prefix="auto-", keep=2)

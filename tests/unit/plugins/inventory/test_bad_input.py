@@ -108,9 +108,10 @@ def damaged(case: int) -> dict[str, bytes]:
 
 def is_json(content: bytes) -> bool:
     try:
-        return bool(json.loads(content.decode("utf-8-sig")) or True)
+        json.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         return False
+    return True
 
 
 def read(folder: Path, files: dict[str, bytes]) -> tuple[InventoryData, list[str]]:

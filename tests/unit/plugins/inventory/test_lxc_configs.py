@@ -288,7 +288,7 @@ def test_the_api_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
         def __init__(self, host: str, **login: Any) -> None:
             requests.append((host, login["token_name"], login["token_value"]))
 
-        def __call__(self, path: str) -> Api:
+        def __call__(self, path: str) -> Any:
             requests.append(path)
             return self
 
