@@ -159,7 +159,7 @@ def names(result: dict) -> list[str]:
 
 def calls(vmid: int) -> int:
     """How many changing calls there were for a container; others may be at work in the lab meanwhile."""
-    text = PCT_CALLS.read_text(errors="replace") + (API_CALLS.read_text() if API_CALLS.exists() else "")
+    text = "".join(log.read_text(errors="replace") for log in (PCT_CALLS, API_CALLS) if log.exists())
     return len(re.findall(rf"\b{vmid}\b", text))
 
 
