@@ -88,7 +88,7 @@ def make_source() -> None:
     pct("template", str(SOURCE))
 
 
-@pytest.fixture(scope="module", params=["node", "api"])
+@pytest.fixture(scope="module", params=["node", pytest.param("api", marks=pytest.mark.full)])
 def each_way(request) -> Iterator[str]:
     with through(request.param):
         yield request.param
