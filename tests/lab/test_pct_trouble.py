@@ -94,6 +94,13 @@ def each_way(request) -> Iterator[str]:
         yield request.param
 
 
+@pytest.fixture(autouse=True)
+def own_way(request) -> Iterator[None]:
+    """Who asks for no way goes by the node: the way of the tests before is still set up, for those that share it."""
+    with contextlib.nullcontext() if "each_way" in request.fixturenames else through("node"):
+        yield
+
+
 @pytest.fixture
 def one() -> Iterator[int]:
     """A CTID that is free before and after."""
