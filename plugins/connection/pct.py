@@ -135,24 +135,9 @@ from ansible.module_utils.common.text.converters import to_bytes, to_text
 from ansible.plugins.connection import ConnectionBase
 from ansible.plugins.loader import connection_loader
 from ansible.utils.display import Display
+from ansible_collections.phoenix.hypervisor.plugins.module_utils.environment import ENVIRONMENT, MARK
 
 display = Display()
-
-# What a command inside finds in its environment. lxc-attach alone leaves HOME unset, and Ansible would make a folder
-# named "~"; pct exec hands the node's environment on.
-ENVIRONMENT = {
-    "HOME": "/root",
-    "USER": "root",
-    "LOGNAME": "root",
-    "SHELL": "/bin/sh",
-    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    "LANG": "C.UTF-8",
-    "TERM": "dumb",
-    "container": "lxc",
-}
-
-# One more variable is in it: a mark by which the node finds what a task has started inside.
-MARK = "PHOENIX_PCT_RUN"
 
 # What the ways in write on stderr when it may be them that failed. It may as well be the user's own command: the
 # container's state decides.

@@ -17,8 +17,7 @@ import time
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
-# The variable that carries the mark.
-MARK = "PHOENIX_PCT_RUN"
+from ansible_collections.phoenix.hypervisor.plugins.module_utils.environment import MARK
 
 _GRACE = 5.0
 _PAUSE = 0.05

@@ -9,7 +9,8 @@ import re
 from collections.abc import Mapping, Sequence
 
 # How Proxmox maps the ids of an unprivileged container when nothing is said.
-_DEFAULT = ("u 0 100000 65536", "g 0 100000 65536")
+DEFAULT_HOST, DEFAULT_SIZE = 100000, 65536
+_DEFAULT = tuple(f"{kind} 0 {DEFAULT_HOST} {DEFAULT_SIZE}" for kind in "ug")
 _FILES = {"u": "/etc/subuid", "g": "/etc/subgid"}
 _WORDS = {"u": "user", "g": "group"}
 

@@ -10,18 +10,7 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ansible_collections.phoenix.hypervisor.plugins.module_utils import family, node, process
-
-# What a command inside finds in its environment: nothing of the node's. The same as with the connection `pct`.
-ENVIRONMENT = {
-    "HOME": "/root",
-    "USER": "root",
-    "LOGNAME": "root",
-    "SHELL": "/bin/sh",
-    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    "LANG": "C.UTF-8",
-    "TERM": "dumb",
-    "container": "lxc",
-}
+from ansible_collections.phoenix.hypervisor.plugins.module_utils.environment import ENVIRONMENT
 
 
 class InsideError(Exception):

@@ -19,12 +19,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any, Callable, NamedTuple
 
-from ansible_collections.phoenix.hypervisor.plugins.module_utils import firewall, gpu, vllm_flat
+from ansible_collections.phoenix.hypervisor.plugins.module_utils import firewall, gpu, idmap, vllm_flat
 from ansible_collections.phoenix.hypervisor.plugins.module_utils.vllm_flat import Path, show_path
-
-# An unprivileged container's ids, as Proxmox maps them when nothing else is said.
-_IDMAP_HOST = 100000
-_IDMAP_SIZE = 65536
 
 _FEATURES = ("nesting", "keyctl", "fuse", "mknod", "force_rw_sys", "mount")
 MISSING = object()  # where a sentence shows no value
@@ -834,7 +830,7 @@ def _check_id_maps(id_maps: list[dict[str, Any]], findings: Findings) -> None:
             if twice:
                 fault = f"{whose} {name} {twice[0]} is mapped twice"
                 if side:
-                    fault += f" (what is not listed is mapped to {_IDMAP_HOST} and up)"
+                    fault += f" (what is not listed is mapped to {idmap.DEFAULT_HOST} and up)"
                 findings.wrong(("id_maps",), MISSING, fault, "make the ranges meet nowhere")
 
 
@@ -851,11 +847,11 @@ def _id_gaps(lines: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
     """The ranges between those given, mapped as Proxmox maps all ids when nothing is said."""
     gaps, start = [], 0
     for inside, _host, size in sorted(lines):
-        if inside > start and start < _IDMAP_SIZE:
-            gaps.append((start, _IDMAP_HOST + start, min(inside, _IDMAP_SIZE) - start))
+        if inside > start and start < idmap.DEFAULT_SIZE:
+            gaps.append((start, idmap.DEFAULT_HOST + start, min(inside, idmap.DEFAULT_SIZE) - start))
         start = max(start, inside + size)
-    if start < _IDMAP_SIZE:
-        gaps.append((start, _IDMAP_HOST + start, _IDMAP_SIZE - start))
+    if start < idmap.DEFAULT_SIZE:
+        gaps.append((start, idmap.DEFAULT_HOST + start, idmap.DEFAULT_SIZE - start))
     return gaps
 
 
