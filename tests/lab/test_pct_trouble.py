@@ -427,7 +427,7 @@ class TestFlocked:
 
 @contextlib.contextmanager
 def slow_pct() -> Iterator[None]:
-    """Each call of pct sleeps a little before it does anything."""
+    """Each call of pct takes a while before it does anything."""
     before = DELAY.read_text() if DELAY.exists() else None
     DELAY.write_text("0.7")
     try:
