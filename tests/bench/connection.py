@@ -6,6 +6,10 @@
 One SSH server on loopback, one container, the same ``pct``; tasks and transfers take turns, and figures are medians.
 The peer runs with an ansible-core of its own, the same release, from an environment in ``.cache``.
 
+A genuine ``pct`` costs a CPU second a call, the lab's 50 ms. Figures against the peer are measured with that second
+imitated, for both sides, and say so in their unit; those named ``…_lab_pct`` are with the lab's own. We make no call
+of ``pct``, the peer makes several for a task (``task_pct_calls``).
+
 CPU seconds of the node are those of the SSH server of the one who is measured and of all that it started, from the
 server's ``/proc/<pid>/stat`` (user and system, with its ended children) plus what its living descendants have. The
 module that runs inside the container is in it, for both alike.
@@ -30,10 +34,11 @@ ROOT = Path(__file__).resolve().parents[2]
 PEER = ROOT / ".cache" / "bench" / "peer"
 PEER_PACKAGES = ("ansible==12.2.0", "ansible-core==2.19.14", "paramiko==3.5.1")
 OSTEMPLATE = "local:vztmpl/debian-12-lab_12_amd64.tar.zst"
+PCT_CALLS = Path("/var/log/phoenix-lab/pct-calls.log")
 VMID = 710
 ROUNDS = 9
-# Rounds with a pct that costs a second.
-SLOW_ROUNDS = 3
+# CPU seconds of a call of a genuine pct, and how a figure's unit says that they are imitated.
+PCT_COST, GENUINE = 1, ", pct of 1 CPU s"
 # Tasks of a playbook, the first of which is not timed. The peer connects anew for each, so two tell all.
 TASKS = {"ours": 5, "local": 5, "local_pct": 5, "peer": 2}
 MEBIBYTES = 64
@@ -82,6 +87,11 @@ def container() -> Iterator[None]:
         yield
     finally:
         remove()
+
+
+def pct_calls() -> int:
+    """How many calls of pct there were for the benchmark's container."""
+    return PCT_CALLS.read_text(errors="replace").count(f" {VMID}") if PCT_CALLS.exists() else 0
 
 
 class Server:
@@ -212,20 +222,23 @@ class Bench:
         for server in self.servers.values():
             server.stop()
 
-    def tasks(self, task: dict, rounds: int) -> dict[str, dict[str, float]]:
-        """Medians of seconds and node CPU seconds of a task, each side in turn. A playbook's first task starts up."""
-        seconds: dict[str, list[float]] = {side: [] for side in self.hosts}
-        cpu: dict[str, list[float]] = {side: [] for side in self.servers}
+    def tasks(self, task: dict, rounds: int, sides: tuple[str, ...]) -> dict[str, dict[str, float]]:
+        """Medians of a task's seconds, node CPU seconds and calls of pct, each side in turn.
+
+        A playbook's first task starts up; it is in the CPU seconds, not in the seconds.
+        """
+        taken: dict[str, dict[str, list[float]]] = {side: {"seconds": [], "cpu": [], "calls": []} for side in sides}
         for _round in range(rounds):
-            for side, host in self.hosts.items():
-                before = self.servers[side].cpu() if side in cpu else 0
-                took = play(self.programs[side], self.folder, host, [task] * TASKS[side])
-                seconds[side] += took[1:]
-                if side in cpu:
-                    cpu[side].append((self.servers[side].cpu() - before) / len(took))
+            for side, values in taken.items():
+                server, calls = self.servers.get(side), pct_calls()
+                cpu = server.cpu() if server else 0
+                seconds = play(self.programs[side], self.folder, self.hosts[side], [task] * TASKS[side])
+                values["seconds"] += seconds[1:]
+                values["cpu"].append((server.cpu() - cpu) / len(seconds) if server else 0)
+                values["calls"].append((pct_calls() - calls) / len(seconds))
         return {
-            "seconds": {side: statistics.median(values) for side, values in seconds.items()},
-            "cpu": {side: statistics.median(values) for side, values in cpu.items()},
+            side: {name: statistics.median(numbers) for name, numbers in values.items()}
+            for side, values in taken.items()
         }
 
     def copies(self, rounds: int) -> dict[str, float]:
@@ -274,43 +287,67 @@ def _ratio(value: float, against: float, ratio: float, unit: str = "s") -> dict:
     return {"value": round(value, 3), "unit": unit, "against": round(against, 3), "ratio": round(ratio, 2)}
 
 
-def _compare(bench: Bench, task: dict, rounds: int, suffix: str) -> Figures:
-    figures = bench.tasks(task, rounds)
-    seconds, cpu = figures["seconds"], figures["cpu"]
+def _against_local(times: dict[str, dict[str, float]], suffix: str) -> Figures:
+    seconds = {side: values["seconds"] for side, values in times.items()}
+    floor = seconds["local"]
     return {
-        f"task_vs_local{suffix}": _ratio(
-            seconds["local_pct"], seconds["local"], seconds["local_pct"] / seconds["local"]
+        f"task_vs_local{suffix}": _ratio(seconds["local_pct"], floor, seconds["local_pct"] / floor),
+        f"task_ssh_vs_local{suffix}": _ratio(seconds["ours"], floor, seconds["ours"] / floor),
+    }
+
+
+def _against_peer(times: dict[str, dict[str, float]], suffix: str, words: str) -> Figures:
+    ours, peer = times["ours"], times["peer"]
+    return {
+        f"task_vs_peer{suffix}": _ratio(
+            ours["seconds"], peer["seconds"], peer["seconds"] / ours["seconds"], f"s{words}"
         ),
-        f"task_ssh_vs_local{suffix}": _ratio(seconds["ours"], seconds["local"], seconds["ours"] / seconds["local"]),
-        f"task_vs_peer{suffix}": _ratio(seconds["ours"], seconds["peer"], seconds["peer"] / seconds["ours"]),
-        f"task_vs_peer_node_cpu{suffix}": _ratio(cpu["ours"], cpu["peer"], cpu["peer"] / cpu["ours"], "CPU s"),
+        f"task_vs_peer_node_cpu{suffix}": _ratio(ours["cpu"], peer["cpu"], peer["cpu"] / ours["cpu"], f"CPU s{words}"),
     }
 
 
 COMMAND = {"name": "command", "ansible.builtin.command": "true", "changed_when": False}
 PING = {"name": "ping", "ansible.builtin.ping": {}}
+TASK_KINDS = (("", COMMAND), ("_ping", PING))
+
+
+def _with_the_labs_pct(bench: Bench, rounds: int) -> Figures:
+    figures: Figures = {}
+    for suffix, task in TASK_KINDS:
+        times = bench.tasks(task, rounds, ("ours", "local", "local_pct", "peer"))
+        figures |= _against_local(times, suffix) | _against_peer(times, f"{suffix}_lab_pct", "")
+    copies = bench.copies(rounds)
+    for way in ("put", "fetch"):
+        ours, cat = copies[way], copies[f"{way}_cat"]
+        # Speed over speed: 1 is as fast as cat.
+        figures[f"{way}_{MEBIBYTES}m_vs_cat"] = _ratio(ours, cat, cat / ours)
+    return figures
+
+
+def _with_a_genuine_cost(bench: Bench, rounds: int) -> Figures:
+    figures: Figures = {}
+    for suffix, task in TASK_KINDS:
+        times = bench.tasks(task, rounds, ("ours", "peer"))
+        figures |= _against_peer(times, suffix, GENUINE)
+        calls = {side: round(values["calls"], 1) for side, values in times.items()}
+        figures[f"task_pct_calls{suffix}"] = {"value": calls["ours"], "unit": "calls", "against": calls["peer"]}
+    return figures
 
 
 def connection(rounds: int = ROUNDS) -> Figures:
-    """All figures of the connection. With C(…_pct_1s), pct costs a second a call, as a genuine one does."""
+    """All figures of the connection."""
     figures: Figures = {}
     folder = Path(tempfile.mkdtemp())
+    measured = ((_with_the_labs_pct, {}), (_with_a_genuine_cost, {"PHOENIX_LAB_PCT_DELAY": str(PCT_COST)}))
     try:
         with container():
-            for environment, suffix in (({}, ""), ({"PHOENIX_LAB_PCT_DELAY": "1"}, "_pct_1s")):
+            for number, (measure, environment) in enumerate(measured):
                 # Short names: in it are the sockets of shared connections.
-                place = folder / f"b{suffix}"
+                place = folder / str(number)
                 place.mkdir()
                 bench = Bench(place, environment)
                 try:
-                    figures |= _compare(bench, COMMAND, min(rounds, SLOW_ROUNDS) if suffix else rounds, suffix)
-                    if not suffix:
-                        figures |= _compare(bench, PING, rounds, "_ping")
-                        times = bench.copies(rounds)
-                        for way in ("put", "fetch"):
-                            ours, cat = times[way], times[f"{way}_cat"]
-                            # Speed over speed: 1 is as fast as cat.
-                            figures[f"{way}_{MEBIBYTES}m_vs_cat"] = _ratio(ours, cat, cat / ours)
+                    figures |= measure(bench, rounds)
                 finally:
                     bench.stop()
         return figures
