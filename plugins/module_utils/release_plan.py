@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,28 @@ RECORD = "release.json"
 
 class StackError(ValueError):
     """A stack that can't be installed. The text is one sentence for the user."""
+
+
+class JobError(Exception):
+    """An installation that failed.
+
+    Attributes:
+        message: what happened, one sentence.
+        piece: what it happened to (C(torch), C(disk), …), C("") for the installation as such.
+        remedy: what to do about it, C("") when nobody knows.
+        tail: the last lines of output.
+    """
+
+    def __init__(self, message: str, piece: str = "", remedy: str = "", tail: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.message = message
+        self.piece = piece
+        self.remedy = remedy
+        self.tail = list(tail)
+
+
+class Refused(JobError):
+    """A candidate that a gate refused: it is installed, and must not go live. The next candidate may do better."""
 
 
 @dataclass(frozen=True)
