@@ -1,0 +1,81 @@
+# Copyright (c) 2026 The Phoenix Hypervisor team
+# GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from ansible.errors import AnsibleConnectionFailure
+from ansible_collections.phoenix.hypervisor.plugins.plugin_utils import progress
+
+HOST = {"inventory_hostname": "ctid_921"}
+
+
+class Action:
+    """An action plugin whose module gives these results in turn."""
+
+    def __init__(self, *results):
+        self.results = list(results)
+        self.calls = []
+        self._task = SimpleNamespace(args={"releases": "/r"})
+
+    def _execute_module(self, module_args, task_vars):
+        self.calls.append(module_args)
+        result = self.results.pop(0)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+
+@pytest.fixture
+def said(monkeypatch):
+    lines = []
+    monkeypatch.setattr(progress.display, "display", lines.append)
+    monkeypatch.setattr(progress.display, "warning", lines.append)
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    monkeypatch.setattr(progress, "PAUSE", 0.0)
+    return lines
+
+
+def running(text, **more):
+    return {"running": True, "progress": text, "changed": True, **more}
+
+
+def test_one_call_is_enough_when_nothing_runs(said):
+    action = Action({"changed": False, "release": "x"})
+    assert progress.follow(action, HOST, wait=3) == {"changed": False, "release": "x"}
+    assert action.calls == [{"releases": "/r", "wait": 3}] and said == []
+
+
+def test_it_goes_on_until_the_work_is_done(said):
+    action = Action(running("a", again={"job": "1"}), running("a", again={"job": "1"}), running("b"), {"changed": False})
+    result = progress.follow(action, HOST)
+    assert result["changed"] is True, "the first call started something"
+    assert action.calls[0] == {"releases": "/r"} and action.calls[1] == {"releases": "/r", "job": "1"}
+    assert said == ["[ctid_921] a", "[ctid_921] b"], "a line for each that is new"
+
+
+def test_a_failure_ends_it(said):
+    action = Action(running("a"), {"failed": True, "msg": "x", "running": True})
+    assert progress.follow(action, HOST)["msg"] == "x"
+
+
+def test_lines_come_slowly(said, monkeypatch):
+    monkeypatch.setattr(progress, "EVERY", 60.0)
+    progress.follow(Action(running("a"), running("b"), running("c"), {}), HOST)
+    assert said == ["[ctid_921] a"]
+
+
+def test_a_lost_connection_is_tried_again(said):
+    action = Action(running("a"), AnsibleConnectionFailure("gone"), AnsibleConnectionFailure("gone"), {"release": "x"})
+    assert progress.follow(action, HOST)["release"] == "x"
+    assert sum("connection was lost" in line for line in said) == 2
+
+
+def test_a_connection_that_stays_away_is_an_error(said):
+    gone = AnsibleConnectionFailure("gone")
+    with pytest.raises(AnsibleConnectionFailure):
+        progress.follow(Action(gone, {}), HOST)
+    with pytest.raises(AnsibleConnectionFailure):
+        progress.follow(Action(running("a"), *[gone] * progress.ATTEMPTS, {}), HOST)
