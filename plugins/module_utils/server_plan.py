@@ -111,7 +111,9 @@ def fill_unit(template: str, exec_start: str, config: str, release: str) -> tupl
             raise UnitError(f"The unit's template has no {word} in it: without it a change would not reach the server.")
     unit = template.replace(EXEC_START_WORD, exec_start)
     digest = hashlib.sha256(json.dumps([unit, config, release]).encode()).hexdigest()[:16]
-    return unit.replace(DIGEST_WORD, digest), digest
+    # At once: the command line may have one of the words in it, as text.
+    fill = {EXEC_START_WORD: exec_start, DIGEST_WORD: digest}
+    return re.sub("|".join(map(re.escape, fill)), lambda match: fill[match[0]], template), digest
 
 
 def properties(output: str) -> dict[str, str]:

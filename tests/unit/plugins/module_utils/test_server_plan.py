@@ -75,6 +75,9 @@ def test_the_digest_follows_unit_config_and_release():
     assert len(digests) == 5
     unit, digest = server_plan.fill_unit(template, "a", "c", "r")
     assert unit == f"{digest} a"
+    # A command line that has one of the words in it keeps it.
+    unit, digest = server_plan.fill_unit(template, "@DIGEST@ @EXEC_START@", "c", "r")
+    assert unit == f"{digest} @DIGEST@ @EXEC_START@"
 
 
 @pytest.mark.parametrize("template", ["@DIGEST@", "@EXEC_START@"])
