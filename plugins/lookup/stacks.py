@@ -39,10 +39,15 @@ import os
 from ansible.plugins.lookup import LookupBase
 
 
+def names(folders):
+    """Return the names of the folders in these that hold a stack."""
+    found = [path for folder in folders for path in glob.glob(os.path.join(glob.escape(folder), "*", "stack.yml"))]
+    return sorted({os.path.basename(os.path.dirname(path)) for path in found})
+
+
 class LookupModule(LookupBase):
     """What Ansible looks for."""
 
     def run(self, terms, variables=None, **kwargs):
-        """Return the names of the folders in all terms that hold a stack."""
-        found = [path for folder in terms for path in glob.glob(os.path.join(glob.escape(folder), "*", "stack.yml"))]
-        return sorted({os.path.basename(os.path.dirname(path)) for path in found})
+        """Return the names of the stacks in all terms."""
+        return names(terms)
