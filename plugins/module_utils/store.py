@@ -24,7 +24,7 @@ import shutil
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from ansible_collections.phoenix.hypervisor.plugins.module_utils import store_plan
 from ansible_collections.phoenix.hypervisor.plugins.module_utils.store_plan import (
@@ -287,19 +287,25 @@ _SAME = "The store is as it was"
 
 
 class Receiver:
-    """Writes the files of a stream to a folder, and makes sure that each is what its manifest says.
+    """Makes sure that each file of a stream is what its manifest says, and writes it to a folder.
 
     :param source: where they come from, for the message
+    :param wanted: the names of those that are written; None for all
     """
 
-    def __init__(self, folder: str, manifest: Manifest, source: str) -> None:
-        self._folder, self._manifest, self._source = folder, manifest, source
+    def __init__(
+        self, folder: str, manifest: Manifest, source: str, wanted: Collection[str] | None = None
+    ) -> None:
+        self._folder, self._manifest, self._source, self._wanted = folder, manifest, source, wanted
         self._file, self._digest = -1, hashlib.sha256()
 
     def begin(self, name: str) -> Callable:
+        self._digest = hashlib.sha256()
+        if self._wanted is not None and name not in self._wanted:
+            return self._digest.update
         path = f"{self._folder}/{name}"
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        self._file, self._digest = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), hashlib.sha256()
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         return self._take
 
     def _take(self, piece: memoryview) -> None:
@@ -308,8 +314,10 @@ class Receiver:
             piece = piece[os.write(self._file, piece) :]
 
     def finish(self, name: str) -> None:
-        os.fsync(self._file)
-        os.close(self._file)
+        if self._file >= 0:
+            os.fsync(self._file)
+            os.close(self._file)
+            self._file = -1
         if self._digest.hexdigest() != self._manifest.files[name]:
             raise StoreError(
                 f"{self._source}: {name} is not what its {MANIFEST} says (SHA-256 {self._digest.hexdigest()}); it was "

@@ -48,8 +48,8 @@ exit 0
 """
 
 # Arguments: the folder of the wheels, its manifest's name; the files on stdin as a tar archive, the manifest last. The
-# folder is there whole or not at all. A temporary one is another run's for as long as its process lives. Nothing is synced:
-# who installs from it compares every file with its hash first, and after a power cut it comes again.
+# folder is there whole or not at all. A temporary one is another run's for as long as its process lives. Nothing is
+# synced: who installs from it compares every file with its hash first, and after a power cut it comes again.
 _GIVE = rf"""
 export LC_ALL=C
 wheels=$1 manifest=$2
