@@ -226,8 +226,9 @@ def judge_untouched(
             raise Refused(
                 f"A package touched torch: its file {path} {state}{by}.",
                 "torch",
-                "Take that package out of the lock." if others else "Write the lock again (make lock), and look which "
-                "package changes torch when it is installed.",
+                "Take that package out of the lock."
+                if others
+                else "Write the lock again (make lock), and look which package changes torch when it is installed.",
             )
     return f"the {len(records[own])} files of {own.removesuffix('.dist-info')} are as it brought them"
 

@@ -5,11 +5,10 @@
 
 Runs in the container, on the standard library, called by C(release_job). The places, below the job's folder:
 
-    wheels/         what is installed; the built wheels end up here
-    build/wheels/   what only building needs (the build environment, a precompiled vLLM)
-    build/venv/     the build environment: PyTorch as locked, and the locked build requirements
-    build/built.json   what was built, from what, in which time
-    src/            vLLM's tree, its objects in src/build/
+    wheels/           all that was downloaded; the built wheels end up here
+    build/venv/       the build environment: PyTorch as locked, and the locked build requirements
+    build/built.json  what was built, from what, in which time
+    src/              vLLM's tree, its objects in src/build/
 
 All of it can be killed at any moment and is gone on with: a tree at the right commit is used again, objects that were
 compiled stay, a wheel that was finished is not built again.
@@ -272,12 +271,14 @@ def room(root: Path = Path("/"), processors: int | None = None) -> Room:
     free = (number(meminfo, "MemAvailable") or 0) * 1024
     cores = float(processors or len(os.sched_getaffinity(0)))
     groups = root / "sys/fs/cgroup"
+    # Where both versions of control groups are in use, the second has a folder of its own.
+    unified = groups / "unified" if (groups / "unified").is_dir() else groups
     for line in read(root / "proc/self/cgroup").splitlines() or ["0::/"]:
         _number, controllers, path = [*line.split(":", 2), "", ""][:3]
         own = Path(path.lstrip("/"))
         for group in (own, *own.parents):
             if not controllers:
-                at = groups / group
+                at = unified / group
                 limit, used = number(at / "memory.max"), number(at / "memory.current")
                 cache = number(at / "memory.stat", "inactive_file")
                 words = read(at / "cpu.max").split()
@@ -331,9 +332,9 @@ def entries(lock: str) -> dict[str, str]:
     return {name: pin.text for name, pin in stack.pins(lock).items()}
 
 
-def wheels_of(*folders: Path) -> dict[str, Path]:
-    """Return distribution → wheel of all wheels in folders."""
-    return {stack.normal(path.name.split("-")[0]): path for folder in folders for path in sorted(folder.glob("*.whl"))}
+def wheels_of(folder: Path) -> dict[str, Path]:
+    """Return distribution → wheel of all wheels in a folder."""
+    return {stack.normal(path.name.split("-")[0]): path for path in sorted(folder.glob("*.whl"))}
 
 
 def required(wheel: Path) -> set[str]:
@@ -366,11 +367,16 @@ def build_requirements(candidate: Mapping[str, Any], wheels: Mapping[str, Path])
     return "".join(both[name] for name in sorted(both))
 
 
+def cached(work: Path) -> dict[str, str]:
+    """Return the environment of uv: its cache is the job's, with which the release shares files."""
+    return {"UV_CACHE_DIR": str(work / "cache"), "UV_NO_PROGRESS": "1", "UV_PYTHON_DOWNLOADS": "never"}
+
+
 def build_environment(candidate: Mapping[str, Any], work: Path, tools: Mapping[str, Any], run: Run, say: Say) -> Path:
     """Have the build environment. Return its folder."""
-    build, folders = work / "build", [work / "wheels", work / "build" / "wheels"]
+    build, wheels = work / "build", work / "wheels"
     venv, wanted = build / "venv", build / "requirements.txt"
-    text = build_requirements(candidate, wheels_of(*folders))
+    text = build_requirements(candidate, wheels_of(wheels))
     complete = venv / "complete"
     if not complete.exists() or complete.read_text(encoding="utf-8") != text:
         say("making the build environment")
@@ -378,39 +384,45 @@ def build_environment(candidate: Mapping[str, Any], work: Path, tools: Mapping[s
         shutil.rmtree(venv, ignore_errors=True)
         wanted.write_text(text, encoding="utf-8")
         python = str(tools.get("python") or candidate["python"])
-        run([tools["uv"], "venv", "--quiet", "--no-config", "--offline", "--python", python, venv])
-        find = [word for folder in folders if folder.is_dir() for word in ("--find-links", folder)]
+        run([tools["uv"], "venv", "--quiet", "--no-project", "--no-config", "--python", python, venv], cached(work))
         run(
-            [tools["uv"], "pip", "install", "--no-config", "--offline", "--no-index", *find, "--no-deps",
-             "--require-hashes", "--python", venv / "bin" / "python", "--requirement", wanted]
-        )  # fmt: skip
+            [
+                *(tools["uv"], "pip", "install", "--no-config", "--offline", "--no-index", "--find-links", wheels),
+                *("--no-deps", "--require-hashes", "--python", venv / "bin" / "python", "--requirement", wanted),
+            ],
+            cached(work),
+        )
         complete.write_text(text, encoding="utf-8")
     return venv
 
 
-def build_variables(
-    candidate: Mapping[str, Any], work: Path, venv: Path, settings: Mapping[str, Any], there: Room
-) -> tuple[dict[str, str], str]:
+def in_environment(venv: Path) -> dict[str, str]:
+    """Return the variables with which the programs of the build environment, and of the CUDA toolkit, are found."""
+    cuda = ["/usr/local/cuda/bin"] if os.path.isdir("/usr/local/cuda/bin") else []
+    return {
+        "VIRTUAL_ENV": str(venv),
+        "PATH": ":".join([str(venv / "bin"), *cuda, os.environ.get("PATH") or "/usr/bin:/bin"]),
+    }
+
+
+def build_variables(candidate: Mapping[str, Any], work: Path, venv: Path, there: Room) -> tuple[dict[str, str], str]:
     """Return the environment that vLLM is compiled in, and how the number of jobs came about.
 
     Args:
-        candidate: what is installed.
+        candidate: what is installed. The user's settings win.
         work: the folder of the job.
         venv: the build environment.
-        settings: the user's C(max_jobs), C(nvcc_threads) and C(environment); they win.
         there: what the container may use.
     """
-    source = candidate["source"]
+    source, settings = candidate["source"], candidate.get("settings") or {}
     own = {**source.get("environment", {}), **(settings.get("environment") or {})}
     if settings.get("nvcc_threads"):
         own["NVCC_THREADS"] = settings["nvcc_threads"]
     wanted = str(settings.get("max_jobs") or own.get("MAX_JOBS") or "")
     count, text = jobs(there, float(source.get("memory_per_job_gb") or 0), wanted)
-    paths = [str(venv / "bin"), *(["/usr/local/cuda/bin"] if os.path.isdir("/usr/local/cuda/bin") else [])]
     releases = work.parent.parent
     variables = {
-        "VIRTUAL_ENV": str(venv),
-        "PATH": ":".join([*paths, os.environ.get("PATH", "/usr/bin:/bin")]),
+        **in_environment(venv),
         "CMAKE_BUILD_PARALLEL_LEVEL": str(count),
         "NVCC_THREADS": "1",
         "FETCHCONTENT_BASE_DIR": str(work / "build" / "deps"),
@@ -418,7 +430,9 @@ def build_variables(
         "CCACHE_DIR": str(releases / ".ccache"),
         "CCACHE_BASEDIR": str(work),
         "CCACHE_NOHASHDIR": "true",
+        # The one for all releases, and the one that newer releases take as it is.
         "SETUPTOOLS_SCM_PRETEND_VERSION": source["version"],
+        "VLLM_VERSION_OVERRIDE": source["version"],
         **{name: str(value) for name, value in own.items()},
         "MAX_JOBS": str(count),
     }
@@ -525,10 +539,9 @@ def build_wheels(candidate: Mapping[str, Any], work: Path, tools: Mapping[str, A
     """Have the wheels that aren't published.
 
     Args:
-        candidate: what is installed.
+        candidate: what is installed; C(settings) are the user's C(max_jobs), C(nvcc_threads) and C(environment).
         work: the folder of the job.
-        tools: C(uv), the program; C(python), what uv is told to use (the candidate's version when it isn't there);
-            C(build), the user's C(max_jobs), C(nvcc_threads) and C(environment).
+        tools: C(uv), the program; C(python), what uv is told to use (the candidate's version when it isn't there).
         run: runs a program; raises JobError when it fails.
         say: sets the progress.
 
@@ -542,8 +555,7 @@ def build_wheels(candidate: Mapping[str, Any], work: Path, tools: Mapping[str, A
     made = []
     for path in sources:
         name = stack.normal(path.name.rsplit("-", 1)[0])
-        variables = {"VIRTUAL_ENV": str(venv), "PATH": f"{venv / 'bin'}:{os.environ.get('PATH', '/usr/bin:/bin')}"}
-        made.append(build(Building(name, path.name, path, variables), work, venv, tools, run, say))
+        made.append(build(Building(name, path.name, path, in_environment(venv)), work, venv, tools, run, say))
     if candidate["source"]:
         made.append(build_vllm(candidate, work, venv, tools, run, say))
     return made
@@ -559,16 +571,17 @@ def build_vllm(
 ) -> Path:
     """Have vLLM's wheel from its tree."""
     source = candidate["source"]
-    variables, sentence = build_variables(candidate, work, venv, tools.get("build") or {}, room())
+    variables, sentence = build_variables(candidate, work, venv, room())
     notes = [f"compiled with {sentence}"]
     precompiled = None
     if source.get("precompiled"):
-        precompiled = precompiled_wheel(source["precompiled"], work)
+        precompiled = precompiled_wheel(source["precompiled"], work / "wheels")
         variables.update(VLLM_USE_PRECOMPILED="1", VLLM_PRECOMPILED_WHEEL_LOCATION=str(precompiled))
         notes = [f"compiled code taken from {precompiled.name}"]
     elif variables.get("VLLM_TARGET_DEVICE") == "empty":
         notes = ["nothing compiled"]
     say(f"building vLLM {candidate['vllm']}", notes[0])
+    variables["SETUPTOOLS_SCM_PRETEND_VERSION"] = pretended(source["version"], work / "src", venv, variables, run)
     # Only objects are worth keeping. What a killed build copied half would count as up to date.
     for pattern in ("lib*", "bdist*"):
         for folder in (work / "src" / "build").glob(pattern):
@@ -583,12 +596,32 @@ def build_vllm(
     return build(what, work, venv, tools, run, say, finish)
 
 
-def precompiled_wheel(requirement: str, work: Path) -> Path:
+def pretended(version: str, tree: Path, venv: Path, variables: Mapping[str, str], run: Run) -> str:
+    """Return the version to give to vLLM's build so that it comes to the wanted one.
+
+    Many releases add what they are built for to the version that they are given, "+cpu" or "+cu130". Which, only they
+    know; asked before the compilation, not hours later.
+    """
+    output = run([venv / "bin" / "python", "setup.py", "--quiet", "--version"], environment=variables, cwd=tree)
+    found = (output.split() or [""])[-1]
+    added = found.removeprefix(version)[1:]
+    if found == version:
+        return version
+    if found.startswith(version) and added and version.endswith((f"+{added}", f".{added}")):
+        return version[: -len(added) - 1]
+    raise JobError(
+        f"The stack says vLLM {version}, and what would be built here calls itself {found or 'nothing'}.",
+        "vllm",
+        f"Set vllm.version to {found}." if found.startswith(version) else "Correct vllm.version or vllm.commit.",
+    )
+
+
+def precompiled_wheel(requirement: str, wheels: Path) -> Path:
     """Return the wheel whose compiled code is used."""
-    for name in entries(requirement):
-        wheel = wheels_of(work / "wheels", work / "build" / "wheels").get(name)
-        if wheel:
-            return wheel
+    for name, pin in stack.pins(requirement).items():
+        for path in sorted(wheels.glob("*.whl")):
+            if stack.normal(path.name.split("-")[0]) == name and sha256_of(path) in pin.hashes:
+                return path
     raise JobError(
         f"The precompiled wheel of the stack was not downloaded: {requirement.split()[0]}.", "vllm", "Run again."
     )
@@ -645,7 +678,7 @@ def build(
     try:
         run(
             [*command, "--python", venv / "bin" / "python", "--out-dir", out, what.sources],
-            environment=what.variables,
+            environment={**cached(work), **what.variables},
             watch=watch,
         )
     except JobError as error:
