@@ -78,7 +78,7 @@ bench: $(DEV) ## Measure; NAME=… runs one group (first_run, second_run, task, 
 
 # --- the project itself -------------------------------------------------------------------------------------------
 
-.PHONY: environment requirements schema build clean
+.PHONY: environment requirements lock schema build clean
 environment: $(DEV) ## The pinned Python environment, tests included
 
 $(VENV): requirements.txt
@@ -92,6 +92,11 @@ $(DEV): requirements-dev.txt
 requirements: $(DEV) ## Pin again what requirements*.in ask for
 	uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header -o requirements.txt requirements.in
 	uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header -o requirements-dev.txt requirements-dev.in
+
+lock: $(DEV) ## Lock a stack again: NAME=… (shipped, or a folder), TORCH_INDEX=… (mirror), FIND_LINKS=… (wheels)
+	@test -n "$(NAME)" || { echo "make lock NAME=<a shipped stack or the folder of one of yours>" >&2; exit 2; }
+	@python tools/lock_stack.py "$(NAME)" $(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)") \
+		$(if $(FIND_LINKS),--find-links "$(FIND_LINKS)")
 
 schema: $(DEV) ## Write schemas/ again from the table of keys
 	tools/schema

@@ -71,6 +71,7 @@ class Kind(NamedTuple):
     what: str
 
 
+NAME_PATTERN = r"[a-z0-9][a-z0-9._-]*"
 _VERSION = r"[0-9]+(?:\.[0-9]+)*(?:(?:a|b|rc|\.post|\.dev)[0-9]+)*(?:\+[a-z0-9.]+)?"
 _SHA256 = r"[0-9a-f]{64}"
 _VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
@@ -86,17 +87,19 @@ def _is_environment(value: Any) -> bool:
 
 TEXT = Kind(_is_text, "text in one line")
 TEXTS = Kind(_list_of(_is_text), "a list of texts")
-NAME = Kind(_like(r"[a-z0-9][a-z0-9._-]*"), "small letters, digits, dots and dashes")
+NAME = Kind(_like(NAME_PATTERN), "small letters, digits, dots and dashes")
 VERSION = Kind(_like(_VERSION), 'a version in quotes, such as "2.8.0"')
 NUMBERS = Kind(_like(r"[0-9]+(\.[0-9]+)*"), 'numbers with dots, in quotes, such as "570.86"')
 PYTHON = Kind(_like(r"3\.[0-9]+"), 'a version in quotes, such as "3.11"')
 CUDA = Kind(_like(r"cu[0-9]{3}|cpu"), 'PyTorch\'s name for it, such as "cu128", or "cpu"')
-COMMIT = Kind(_like(r"[0-9a-f]{40}|[A-Za-z][A-Za-z0-9._/-]*"), "a commit of 40 hexadecimal digits, or a branch")
+COMMIT = Kind(_like(r"[0-9a-f]{40}|[A-Za-z][A-Za-z0-9._/-]*"), "40 hexadecimal digits, a tag or a branch")
+PREFIX = Kind(_like(r"[0-9a-f]{7,40}"), "the first digits of a commit, at least 7, in quotes")
 HASHES = Kind(lambda value: bool(value) and _list_of(_like(_SHA256))(value), "a list of SHA-256 digests")
 RUNG = Kind(_like(rf"{_VERSION}|off"), 'a version in quotes, or "off" (in quotes too)')
 ARCHITECTURES = Kind(_list_of(_like(r"[0-9]+\.[0-9]+")), 'a list such as ["12.0"], in quotes')
 ENVIRONMENT = Kind(_is_environment, "names of variables with texts (true and false in quotes)")
 PACKAGES = Kind(_list_of(_like(r"[a-z0-9][a-z0-9+.-]*")), "a list of the distribution's packages")
+DAY = Kind(_like(r"20[0-9]{2}-[01][0-9]-[0-3][0-9]"), 'a day in quotes, such as "2025-09-20"')
 FLAG = Kind(lambda value: isinstance(value, bool), "true or false")
 GIGABYTES = Kind(lambda value: type(value) in (int, float) and 0 < value < 1000, "a number of gigabytes")
 
@@ -131,7 +134,8 @@ KEYS: dict[str, Key] = {
     "vllm.version": Key(VERSION, "What `vllm --version` must say; a source build gets it.", True),
     "vllm.torch": Key(VERSION, "The PyTorch that vLLM's wheel pins; no other goes with the wheel."),
     "vllm.repository": Key(TEXT, "Where its source is."),
-    "vllm.commit": Key(COMMIT, "Which source: a commit; a branch such as main for development only."),
+    "vllm.commit": Key(COMMIT, "Which source: a commit, or a tag with commit_prefix; main for development only."),
+    "vllm.commit_prefix": Key(PREFIX, "What the commit of a tag begins with; another commit is refused."),
     "flashinfer.version": Key(RUNG, "FlashInfer's version that is tried first."),
     "flashinfer.ladder": Key(Kind(_list_of(RUNG.fits), "a list of versions"), "What is tried after it, in order."),
     "flashinfer.hashes": Key(
@@ -144,6 +148,7 @@ KEYS: dict[str, Key] = {
     "build.precompiled": Key(TEXT, "A wheel (requirement with its hash) whose compiled files a source build takes."),
     "build.overlay": Key(TEXTS, "Files (patterns) of that wheel that are put into the source as well."),
     "build.sdists": Key(TEXTS, "Packages of the lock that are published as source only, and are built."),
+    "as_of": Key(DAY, "tools/lock_stack.py takes nothing that was published later, but what requirements.in pins."),
     "requires.driver": Key(NUMBERS, "The least NVIDIA driver."),
     "requires.toolkit": Key(NUMBERS, "The least CUDA toolkit (nvcc)."),
     "requires.arch": Key(ARCHITECTURES, "The compute capabilities that the compiled files must have code for."),
@@ -231,7 +236,7 @@ def torch_index(stack: Mapping[str, Any]) -> str:
 # --- overrides ----------------------------------------------------------------------------------------------------
 
 
-def _check_keys(values: Any, where: str) -> None:
+def check_keys(values: Any, where: str) -> None:
     """Make sure that all keys are known and all values can be what they are. C(None) stands for "not there".
 
     Raises:
@@ -277,10 +282,14 @@ def merged(
     Raises:
         StackError: a key isn't known, or its value can't be one.
     """
-    _check_keys(overrides, where)
+    check_keys(overrides, where)
     if overrides.get("name") not in (None, stack.get("name")):
         raise StackError(f"{where}: name can't be changed; it is the name of the stack's folder.")
-    return _patched(stack, overrides)
+    result = _patched(stack, overrides)
+    vllm = overrides.get("vllm") or {}
+    if vllm.get("commit") and not vllm.get("commit_prefix"):
+        result["vllm"].pop("commit_prefix", None)  # that of the commit which was replaced
+    return result
 
 
 def _patched(old: Any, new: Mapping[str, Any]) -> dict[str, Any]:
@@ -309,7 +318,7 @@ def check(stack: Mapping[str, Any], requirements: str, build_requirements: str =
         StackError: something is missing, can't be, or contradicts.
     """
     where = where or f"stack {stack.get('name', '(without a name)') if isinstance(stack, Mapping) else ''}".strip()
-    _check_keys(stack, where)
+    check_keys(stack, where)
     for key, known in KEYS.items():
         section, _dot, inner = key.rpartition(".")
         values = (stack.get(section) or {}) if section else stack
@@ -463,6 +472,7 @@ def _candidate(
         source = {
             "repository": mirror or stack["vllm"].get("repository") or REPOSITORY,
             "commit": stack["vllm"]["commit"],
+            "commit_prefix": stack["vllm"].get("commit_prefix", ""),
             "version": stack["vllm"]["version"],
             "environment": _texts(build.get("environment")),
             "memory_per_job_gb": build.get("memory_per_job_gb", 6),
@@ -530,9 +540,10 @@ def digest(candidate: Mapping[str, Any]) -> str:
     source = {
         key: value
         for key, value in candidate["source"].items()
-        if key not in ("repository", "memory_per_job_gb", "environment", "precompiled")
+        if key not in ("repository", "memory_per_job_gb", "environment", "precompiled", "commit_prefix")
     }
     if source:
+        source["commit"] = candidate["source"]["commit_prefix"] or source["commit"]
         environment = candidate["source"]["environment"]
         source["environment"] = {key: value for key, value in environment.items() if not SPEED.fullmatch(key)}
         source["precompiled"] = _locked(candidate["source"]["precompiled"])
@@ -552,11 +563,23 @@ def release_name(candidate: Mapping[str, Any]) -> str:
 
 
 def is_resolved(candidate: Mapping[str, Any]) -> bool:
-    """Return whether a candidate's source is a commit, and not a branch that moves."""
-    return not candidate["source"] or bool(re.fullmatch(r"[0-9a-f]{40}", candidate["source"]["commit"]))
+    """Return whether a candidate's source is fixed: a commit or a tag whose commit is known, no branch that moves."""
+    source = candidate["source"]
+    return not source or bool(source["commit_prefix"] or re.fullmatch(r"[0-9a-f]{40}", source["commit"]))
 
 
 def resolved(candidate: Mapping[str, Any], commit: str) -> dict[str, Any]:
-    """Return a candidate whose branch is this commit now, with the name that it then has."""
+    """Return a candidate whose tag or branch is this commit, with the name that it then has.
+
+    Raises:
+        StackError: the tag has moved.
+    """
+    prefix = candidate["source"]["commit_prefix"]
+    if not commit.startswith(prefix):
+        raise StackError(
+            f"stack {candidate['stack']}: {candidate['source']['commit']} of {candidate['source']['repository']} is "
+            f"{commit} and must begin with {prefix} (vllm.commit_prefix): it isn't what was released. Name another "
+            "repository."
+        )
     result = {**candidate, "source": {**candidate["source"], "commit": commit}}
     return {**result, "release": release_name(result)}
