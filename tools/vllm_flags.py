@@ -6,14 +6,16 @@
     /opt/vllm/bin/python tools/vllm_flags.py > roles/vllm_stack/files/stacks/cpu/flags.json
 
 Run it with the Python of the release. The table is what module_utils/engine_args.py checks an engine config with:
-argument → {"kind": …, "choices": […]}. The kinds are described there.
+argument → {"kind": …, "choices": […], …}. The kinds and what else an entry may say are described there.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.metadata
 import json
+import os
 import sys
 from typing import Any
 
@@ -30,18 +32,29 @@ KIND_OF_TYPE = {
 }
 
 
+def functions_of(function: Any) -> list[Any]:
+    """Return an argparse type function, and what it wraps in its closure, the outermost first."""
+    functions = []
+    while function is not None:
+        functions.append(function)
+        inner = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+        function = next((content for content in inner if callable(content)), None)
+    return functions
+
+
 def inner_type_name(function: Any) -> str:
     """Return the name of an argparse type function, or of what it wraps in its closure."""
-    while function is not None:
-        name = getattr(function, "__name__", "")
-        inner = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
-        inner = [content for content in inner if callable(content)]
-        if name not in ("_optional_type", "_parse_type") or not inner:
-            return name
-        if name == "_parse_type" and getattr(inner[0], "__name__", "") not in KIND_OF_TYPE:
-            return "_parse_type"
-        function = inner[0]
-    return ""
+    names = [getattr(function, "__name__", "") for function in functions_of(function)]
+    return next((name for name in names if name != "_optional_type" and (name in KIND_OF_TYPE or name == "str")), "")
+
+
+def keys_of(function: Any) -> list[str]:
+    """Return the keys of the configuration class that an argparse type function makes, [] when it makes none."""
+    for inner in functions_of(function):
+        for default in getattr(inner, "__defaults__", None) or ():
+            if dataclasses.is_dataclass(default):
+                return sorted(field.name for field in dataclasses.fields(default) if field.init)
+    return []
 
 
 def describe(action: argparse.Action) -> dict[str, Any]:
@@ -52,22 +65,49 @@ def describe(action: argparse.Action) -> dict[str, Any]:
         return {"kind": "switch"}
     if isinstance(action, argparse._AppendAction):
         return {"kind": "repeated"}
-    entry: dict[str, Any] = {"kind": KIND_OF_TYPE.get(inner_type_name(action.type), "text")}
+    inner = inner_type_name(action.type)
+    entry: dict[str, Any] = {"kind": KIND_OF_TYPE.get(inner, "text")}
     if action.nargs in ("+", "*"):
+        if entry["kind"] == "integer":
+            entry["items"] = "integer"
         entry["kind"] = "list"
-    choices = [str(choice) for choice in action.choices or () if choice is not None]
+    if inner == "human_readable_int_or_auto":
+        entry["auto"] = True
+    if inner == "union_dict_and_str":
+        entry["words"] = True
+    if keys_of(action.type):
+        entry["keys"] = keys_of(action.type)
+    # None is vLLM's own default, and the word None stands for it.
+    choices = [str(choice) for choice in action.choices or () if choice not in (None, "None")]
     if choices:
         entry["choices"] = choices
     return entry
 
 
+def names_of_methods() -> dict[str, list[str]]:
+    """Return argument → the names that it takes, where the parser takes any text and the server fails later."""
+    from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
+
+    names = {"quantization": sorted(QUANTIZATION_METHODS)}
+    try:
+        from vllm.v1.attention.backends.registry import AttentionBackendEnum
+    except ImportError:  # before 0.12
+        return names
+    return {**names, "attention-backend": ["AUTO", *sorted(AttentionBackendEnum.__members__)]}
+
+
 def main() -> int:
     """Run as a command. Return the exit code."""
+    # Older releases log to stdout, where the table goes.
+    os.environ["VLLM_CONFIGURE_LOGGING"] = "0"
     try:
         from vllm.entrypoints.launchers.cli_args import make_arg_parser
     except ImportError:  # before 0.32
         from vllm.entrypoints.openai.cli_args import make_arg_parser
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
+    try:
+        from vllm.utils.argparse_utils import FlexibleArgumentParser
+    except ImportError:  # before 0.11
+        from vllm.utils import FlexibleArgumentParser
 
     parser = make_arg_parser(FlexibleArgumentParser())
     flags = {
@@ -78,6 +118,9 @@ def main() -> int:
     # The model is positional; a config file can't name another one; the others end the program.
     for name in ("model", "config", "help", "version"):
         flags.pop(name, None)
+    for name, choices in names_of_methods().items():
+        if name in flags:
+            flags[name]["choices"] = choices
     version = importlib.metadata.version("vllm")
     lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(flags[name], sort_keys=True)}" for name in sorted(flags))
     sys.stdout.write(f'{{"vllm": {json.dumps(version)},\n"flags": {{\n{lines}\n}}}}\n')
