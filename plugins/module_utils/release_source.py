@@ -5,7 +5,8 @@
 
 Runs in the container, on the standard library, called by C(release_job). The places, below the job's folder:
 
-    wheels/           all that was downloaded; the built wheels end up here
+    wheels/           what is installed; the built wheels end up here
+    build/wheels/     what only building needs (the build environment, a precompiled vLLM)
     build/venv/       the build environment: PyTorch as locked, and the locked build requirements
     build/built.json  what was built, from what, in which time
     src/              vLLM's tree, its objects in src/build/
@@ -332,9 +333,10 @@ def entries(lock: str) -> dict[str, str]:
     return {name: pin.text for name, pin in stack.pins(lock).items()}
 
 
-def wheels_of(folder: Path) -> dict[str, Path]:
-    """Return distribution → wheel of all wheels in a folder."""
-    return {stack.normal(path.name.split("-")[0]): path for path in sorted(folder.glob("*.whl"))}
+def wheels_of(*folders: Path) -> dict[str, Path]:
+    """Return distribution → wheel of all wheels in folders."""
+    paths = [path for folder in folders for path in sorted(folder.glob("*.whl"))]
+    return {stack.normal(path.name.split("-")[0]): path for path in paths}
 
 
 def required(wheel: Path) -> set[str]:
@@ -374,9 +376,9 @@ def cached(work: Path) -> dict[str, str]:
 
 def build_environment(candidate: Mapping[str, Any], work: Path, tools: Mapping[str, Any], run: Run, say: Say) -> Path:
     """Have the build environment. Return its folder."""
-    build, wheels = work / "build", work / "wheels"
+    build, folders = work / "build", [work / "wheels", work / "build" / "wheels"]
     venv, wanted = build / "venv", build / "requirements.txt"
-    text = build_requirements(candidate, wheels_of(wheels))
+    text = build_requirements(candidate, wheels_of(*folders))
     complete = venv / "complete"
     if not complete.exists() or complete.read_text(encoding="utf-8") != text:
         say("making the build environment")
@@ -385,9 +387,10 @@ def build_environment(candidate: Mapping[str, Any], work: Path, tools: Mapping[s
         wanted.write_text(text, encoding="utf-8")
         python = str(tools.get("python") or candidate["python"])
         run([tools["uv"], "venv", "--quiet", "--no-project", "--no-config", "--python", python, venv], cached(work))
+        find = [word for folder in folders if folder.is_dir() for word in ("--find-links", folder)]
         run(
             [
-                *(tools["uv"], "pip", "install", "--no-config", "--offline", "--no-index", "--find-links", wheels),
+                *(tools["uv"], "pip", "install", "--no-config", "--offline", "--no-index", *find),
                 *("--no-deps", "--require-hashes", "--python", venv / "bin" / "python", "--requirement", wanted),
             ],
             cached(work),
@@ -405,16 +408,18 @@ def in_environment(venv: Path) -> dict[str, str]:
     }
 
 
-def build_variables(candidate: Mapping[str, Any], work: Path, venv: Path, there: Room) -> tuple[dict[str, str], str]:
+def build_variables(
+    source: Mapping[str, Any], work: Path, venv: Path, settings: Mapping[str, Any], there: Room
+) -> tuple[dict[str, str], str]:
     """Return the environment that vLLM is compiled in, and how the number of jobs came about.
 
     Args:
-        candidate: what is installed. The user's settings win.
+        source: the candidate's C(source).
         work: the folder of the job.
         venv: the build environment.
+        settings: the user's C(max_jobs), C(nvcc_threads) and C(environment); they win.
         there: what the container may use.
     """
-    source, settings = candidate["source"], candidate.get("settings") or {}
     own = {**source.get("environment", {}), **(settings.get("environment") or {})}
     if settings.get("nvcc_threads"):
         own["NVCC_THREADS"] = settings["nvcc_threads"]
@@ -539,9 +544,10 @@ def build_wheels(candidate: Mapping[str, Any], work: Path, tools: Mapping[str, A
     """Have the wheels that aren't published.
 
     Args:
-        candidate: what is installed; C(settings) are the user's C(max_jobs), C(nvcc_threads) and C(environment).
+        candidate: what is installed.
         work: the folder of the job.
-        tools: C(uv), the program; C(python), what uv is told to use (the candidate's version when it isn't there).
+        tools: C(uv), the program; C(python), what uv is told to use (the candidate's version when it isn't there);
+            C(build), the user's C(max_jobs), C(nvcc_threads) and C(environment).
         run: runs a program; raises JobError when it fails.
         say: sets the progress.
 
@@ -571,11 +577,11 @@ def build_vllm(
 ) -> Path:
     """Have vLLM's wheel from its tree."""
     source = candidate["source"]
-    variables, sentence = build_variables(candidate, work, venv, room())
+    variables, sentence = build_variables(source, work, venv, tools.get("build") or {}, room())
     notes = [f"compiled with {sentence}"]
     precompiled = None
     if source.get("precompiled"):
-        precompiled = precompiled_wheel(source["precompiled"], work / "wheels")
+        precompiled = precompiled_wheel(source["precompiled"], work)
         variables.update(VLLM_USE_PRECOMPILED="1", VLLM_PRECOMPILED_WHEEL_LOCATION=str(precompiled))
         notes = [f"compiled code taken from {precompiled.name}"]
     elif variables.get("VLLM_TARGET_DEVICE") == "empty":
@@ -616,12 +622,11 @@ def pretended(version: str, tree: Path, venv: Path, variables: Mapping[str, str]
     )
 
 
-def precompiled_wheel(requirement: str, wheels: Path) -> Path:
+def precompiled_wheel(requirement: str, work: Path) -> Path:
     """Return the wheel whose compiled code is used."""
-    for name, pin in stack.pins(requirement).items():
-        for path in sorted(wheels.glob("*.whl")):
-            if stack.normal(path.name.split("-")[0]) == name and sha256_of(path) in pin.hashes:
-                return path
+    for name in stack.pins(requirement):
+        if wheel := wheels_of(work / "build" / "wheels").get(name):
+            return wheel
     raise JobError(
         f"The precompiled wheel of the stack was not downloaded: {requirement.split()[0]}.", "vllm", "Run again."
     )
