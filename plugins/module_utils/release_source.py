@@ -77,18 +77,22 @@ def prepare(candidate: Mapping[str, Any], work: Path, run: Run, say: Say) -> Pat
         The folder of the tree.
     """
     tree = work / "src"
-    fetch(candidate["source"], tree, run, say)
+    commit = fetch(candidate["source"], tree, run, say)
     say("making vLLM's sources fit the locked PyTorch")
     removed = align(tree, run)
     (work / "build").mkdir(parents=True, exist_ok=True)
-    write_json(work / "build" / "source.json", {"commit": candidate["source"]["commit"], "removed": removed})
+    write_json(work / "build" / "source.json", {"commit": commit, "removed": removed})
     return tree
 
 
-def fetch(source: Mapping[str, Any], tree: Path, run: Run, say: Say) -> None:
-    """Have a repository's tree at exactly one commit, without its history where the server allows that."""
-    repository, commit = source["repository"], source["commit"]
-    if not re.fullmatch(r"[0-9a-f]{40}", commit):
+def fetch(source: Mapping[str, Any], tree: Path, run: Run, say: Say) -> str:
+    """Have a repository's tree at exactly one commit, without its history where the server allows that.
+
+    Returns:
+        The commit, 40 hexadecimal digits.
+    """
+    repository, commit, prefix = source["repository"], source["commit"], source.get("commit_prefix", "")
+    if not prefix and not re.fullmatch(r"[0-9a-f]{40}", commit):
         raise JobError(
             f"The commit of vLLM must be 40 hexadecimal digits, not {commit!r}.", "source", "Correct vllm.commit."
         )
@@ -117,6 +121,8 @@ def fetch(source: Mapping[str, Any], tree: Path, run: Run, say: Say) -> None:
     if not tree.exists():
         tree.mkdir(parents=True)
         git("init", "--quiet", ".")
+    if not re.fullmatch(r"[0-9a-f]{40}", commit):
+        commit = tagged(repository, commit, prefix, tree, git)
     if not has_commit(tree, commit):
         try:
             try:
@@ -150,6 +156,40 @@ def fetch(source: Mapping[str, Any], tree: Path, run: Run, say: Say) -> None:
             git(*modules)
     if (head := git("rev-parse", "HEAD").split()[-1]) != commit:
         raise JobError(f"{tree} is at commit {head} and should be at {commit}.", "source", "Remove it and run again.")
+    return commit
+
+
+def tagged(repository: str, tag: str, prefix: str, tree: Path, git: Callable[..., str]) -> str:
+    """Return the commit of a tag, which must begin as the stack says. Once known, nobody is asked again.
+
+    Raises:
+        JobError: there is no such tag, it is another commit, or the repository can't be asked.
+    """
+    known = tree / ".git" / "phoenix-tags" / tag.replace("/", "_")
+    if known.is_file() and (commit := known.read_text(encoding="ascii").strip()).startswith(prefix):
+        return commit
+    try:
+        answer = git("ls-remote", repository, f"refs/tags/{tag}", f"refs/tags/{tag}^{{}}")
+    except JobError as error:
+        raise JobError(
+            f"vLLM's sources could not be fetched from {repository}: {last_word(error)}",
+            "source",
+            "Check that the container reaches it (gateway, nameserver), or name a mirror in vllm.repository.",
+            error.tail,
+        ) from error
+    found = {name: commit for commit, name in re.findall(r"^([0-9a-f]{40})\s+(\S+)$", answer, re.M)}
+    # An annotated tag is an object of its own; with ^{} it is the commit that it names.
+    commit = found.get(f"refs/tags/{tag}^{{}}") or found.get(f"refs/tags/{tag}", "")
+    if not commit or not commit.startswith(prefix):
+        is_what = f"is commit {commit}, which doesn't begin with {prefix}" if commit else "isn't there"
+        raise JobError(
+            f"The tag {tag} of {repository} {is_what}: it isn't what was released.",
+            "source",
+            "Name another repository, or the commit itself in vllm.commit.",
+        )
+    known.parent.mkdir(exist_ok=True)
+    known.write_text(commit, encoding="ascii")
+    return commit
 
 
 def has_commit(tree: Path, commit: str) -> bool:
