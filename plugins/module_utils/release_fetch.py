@@ -131,13 +131,16 @@ def rank(filename: str, entry: Locked, python: str, machine: str, glibc: tuple[i
     minor = int(python.split(".")[1])
     exact = f"cp3{minor}"
     if exact in pythons and exact in abis:
-        return 5
+        return 6
     older = [int(tag[3:]) <= minor for tag in pythons if re.fullmatch(r"cp3\d+", tag)]
     if "abi3" in abis and any(older):
-        return 4
+        return 5
     if "none" in abis and (exact in pythons or f"py3{minor}" in pythons):
-        return 3
-    return 2 if "none" in abis and any(tag in ("py3", "cp3") or _older_py(tag, minor) for tag in pythons) else 0
+        return 4
+    if "none" in abis and any(tag in ("py3", "cp3") or _older_py(tag, minor) for tag in pythons):
+        # A wheel for every platform leaves out what one for this platform brings along (soundfile's library).
+        return 2 if "any" in platforms else 3
+    return 0
 
 
 class _Anchors(html.parser.HTMLParser):

@@ -240,7 +240,9 @@ def judge_words(candidate: Mapping[str, Any], torch: str, said: Mapping[str, Any
     for piece in ("torch", "torchvision", "torchaudio", "flashinfer", "vllm"):
         if piece in errors:
             together = f" beside torch {said['torch']['version']}" if piece != "torch" and said.get("torch") else ""
-            raise Refused(f"{piece} can't be used{together}: {errors[piece]}.", piece, again)
+            library = re.search(r"(lib[\w.+-]+\.so[\w.]*): cannot open shared object file", errors[piece])
+            advice = f"List the distribution's package that has {library[1]} in system_packages." if library else again
+            raise Refused(f"{piece} can't be used{together}: {errors[piece].rstrip('.')}.", piece, advice)
     sentences = []
     if torch:
         found = said["torch"]
