@@ -4,9 +4,11 @@
 """Print the table of what `vllm serve` takes, read from the parser of an installed release.
 
     /opt/vllm/bin/python tools/vllm_flags.py > roles/vllm_stack/files/stacks/cpu/flags.json
+    …/python tools/vllm_flags.py --version 0.10.2    # read from another build of the same release
 
-Run it with the Python of the release. The table is what module_utils/engine_args.py checks an engine config with:
-argument → {"kind": …, "choices": […], …}. The kinds and what else an entry may say are described there.
+Run it with the Python of the release, or of a build of it that needs no device (`make test-parser` makes one). The table
+is what module_utils/engine_args.py checks an engine config with: argument → {"kind": …, "choices": […], …}. What an
+entry may say is described there.
 """
 
 from __future__ import annotations
@@ -98,6 +100,9 @@ def names_of_methods() -> dict[str, list[str]]:
 
 def main() -> int:
     """Run as a command. Return the exit code."""
+    options = argparse.ArgumentParser(description="Print the table of what `vllm serve` takes.")
+    options.add_argument("--version", help="the release, when what is installed calls itself something else")
+    version = options.parse_args().version or importlib.metadata.version("vllm")
     # Older releases log to stdout, where the table goes.
     os.environ["VLLM_CONFIGURE_LOGGING"] = "0"
     try:
@@ -121,7 +126,6 @@ def main() -> int:
     for name, choices in names_of_methods().items():
         if name in flags:
             flags[name]["choices"] = choices
-    version = importlib.metadata.version("vllm")
     lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(flags[name], sort_keys=True)}" for name in sorted(flags))
     sys.stdout.write(f'{{"vllm": {json.dumps(version)},\n"flags": {{\n{lines}\n}}}}\n')
     return 0
