@@ -146,7 +146,8 @@ class Job:
             JobError: it failed.
         """
         command = [str(word) for word in argv]
-        self.write(release_plan.without_secrets(f"+ {' '.join(command)}\n"))
+        shown = " ".join(word if "\n" not in word else "…" for word in command)
+        self.write(release_plan.without_secrets(f"+ {shown}\n"))
         lines: deque[str] = deque(maxlen=KEPT_LINES)
         try:
             process = subprocess.Popen(

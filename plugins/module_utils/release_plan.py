@@ -196,7 +196,9 @@ def removable(wanted: Wanted, seen: Seen, release: str) -> list[tuple[str, str]]
     The live release, the one before it and those that a process uses stay.
     """
     after = [*seen.history, *([seen.live_name] if seen.live else []), release]
-    kept = {release, seen.live_name, previous(after, release, seen.complete), *seen.in_use}
+    # The one that was live last stays even without a record: nobody knows what is in it.
+    last = next((name for name in reversed(after) if name != release), "")
+    kept = {release, seen.live_name, last, previous(after, release, seen.complete), *seen.in_use}
     # The longest out of use goes first; one that never was in use before all others.
     age = {name: index for index, name in enumerate(after)}
     complete = sorted(seen.complete | {release}, key=lambda name: (age.get(name, -1), name))

@@ -709,10 +709,12 @@ class Task:
         wanted = next((step.name for step in steps if step.action == "install"), "")
         if wanted and work.name != wanted:
             text = f"{wanted} waits for another installation: {text}"
+        if not self.options["follows"]:
+            text += f" (goes on when this run is stopped; its output is in {self.options['log']})"
         result = {
             **self.result(seen, steps),
             "running": True,
-            "progress": f"{text} (goes on when this run is stopped; its output: {self.options['log']})",
+            "progress": text,
             "again": {"follows": it.follows, "retry": False, "refresh": False},
         }
         self.module.exit_json(changed=self.acted, **result)
