@@ -113,7 +113,7 @@ def fetch(source: Mapping[str, Any], tree: Path, run: Run, say: Say) -> str:
         lock.unlink()
     try:
         if tree.exists():
-            git("rev-parse", "--verify", "--quiet", "--git-dir")
+            git("rev-parse", "--git-dir")
             if not (tree / ".git").is_dir():
                 raise JobError("no repository of its own")
     except JobError:
