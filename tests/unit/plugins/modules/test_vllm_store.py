@@ -314,7 +314,7 @@ class TestRoom:
         there = type("There", (), {"f_bavail": 1, "f_frsize": 4096})
         monkeypatch.setattr(store.os, "statvfs", lambda path: there)
         message = run("kept")["msg"]
-        assert message.startswith(f"store: the disk of {place.root} on the node has 1 MiB left, and the wheels need 1 MiB")
+        assert f"the disk of {place.root} on the node has 1 MiB left, and the wheels need 1 MiB" in message
         assert not (place.root / RELEASE).exists()
 
     def test_none_inside(self, run, kept, monkeypatch):
