@@ -6,9 +6,9 @@
     /opt/vllm/bin/python tools/vllm_flags.py > roles/vllm_stack/files/stacks/cpu/flags.json
     …/python tools/vllm_flags.py --version 0.10.2    # read from another build of the same release
 
-Run it with the Python of the release, or of a build of it that needs no device (`make test-parser` makes one). The table
-is what module_utils/engine_args.py checks an engine config with: argument → {"kind": …, "choices": […], …}. What an
-entry may say is described there.
+Run it with the Python of the release, or of a build of it that needs no device (`make test-parser` makes one). The
+table is what module_utils/engine_args.py checks an engine config with: argument → {"kind": …, "choices": […], …}. What
+an entry may say is described there.
 """
 
 from __future__ import annotations

@@ -14,8 +14,9 @@ command line, in its own way; `render` writes the entries so that every value ar
 - Strings are quoted in ASCII, so neither YAML's types nor the service's locale can change them.
 
 The kinds of the flag table (tools/vllm_flags.py): boolean (``--x`` / ``--no-x``), switch (``--x`` only), integer,
-number, size (an integer, ``8k``, ``auto``), text, object (JSON or, for some, a word), list (several words after one
-``--x``), repeated (``--x`` once per item).
+number, size (an integer, ``8k``; ``auto`` where the entry says so), text, object (any JSON; ``keys`` when it is an
+object with these keys, ``words`` when it is an object or a word), list (several words after one ``--x``, integers
+where ``items`` says so), repeated (``--x`` once per item). ``choices`` are all words that there are.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ import math
 import re
 from collections.abc import Mapping
 from typing import Any
+
+from ansible_collections.phoenix.hypervisor.plugins.module_utils import engine_history
 
 # Names that people know from vLLM's config classes, where the argument has another name.
 ALIASES = {"cache-dtype": "kv-cache-dtype", "policy": "scheduling-policy"}
@@ -42,11 +45,23 @@ HIDDEN = "(hidden)"
 
 _NAME = re.compile(r"[a-z][a-z0-9-]*")
 _PLAIN_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?")
-_SIZE = re.compile(r"[0-9]+(\.[0-9]+)?[kKmMgGtT]?|auto|-1")
+# vLLM has fractions with powers of 1000 only.
+_SIZE = re.compile(r"[0-9]+(\.[0-9]+)?[kmgt]|[0-9]+[KMGT]?|-1")
+# Arguments whose choices vLLM takes in small and capital letters.
+_ANY_CASE = frozenset({"attention-backend", "quantization"})
+_SHOWN_LENGTH = 60
 
 
 class EngineConfigError(ValueError):
-    """An engine config that can't be handed to vLLM. The text is one sentence for the user."""
+    """An engine config that can't be handed to vLLM.
+
+    Attributes:
+        problems: a sentence for the user about each mistake. The error's text has them all.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__(" ".join(problems))
+        self.problems = list(problems)
 
 
 def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,29 +72,65 @@ def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         EngineConfigError: a group is no object, a name can't be an argument, or an argument is given two values.
     """
-    arguments: dict[str, Any] = {}
-    places: dict[str, str] = {}
-    for place, key, value in _entries(config):
-        name = str(key).replace("_", "-").lstrip("-")
-        name = ALIASES.get(name, name)
-        if not _NAME.fullmatch(name):
-            raise EngineConfigError(f"{place} can't be an argument of vLLM: use names like max_model_len.")
-        if name in REFUSED:
-            raise EngineConfigError(f"{place} can't be set in an engine config: {REFUSED[name]}. Remove it.")
-        if value is None:
-            continue
-        if name in arguments and not _same(arguments[name], value):
-            shown = ("two values", "other") if name in SECRET_ARGUMENTS else (repr(arguments[name]), repr(value))
-            raise EngineConfigError(
-                f"{name.replace('-', '_')} is given twice, {places[name]} says {shown[0]} and {place} says {shown[1]}: "
-                "keep one."
-            )
-        arguments[name] = value
-        places.setdefault(name, place)
+    arguments, _places, found = _read(config)
+    if found:
+        raise EngineConfigError(*found)
     return arguments
 
 
-def _entries(config: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
+def problems(
+    config: Mapping[str, Any], table: Mapping[str, Any] | None = None, elsewhere: Mapping[str, Mapping] | None = None
+) -> list[str]:
+    """Return a sentence about each mistake in an engine config, in its own order.
+
+    Args:
+        config: the engine config, with its groups.
+        table: the flag table of the stack's release; see `check`.
+        elsewhere: name → flag table of other stacks, to tell which one knows an argument that this one doesn't.
+    """
+    arguments, places, found = _read(config)
+    try:
+        _model, arguments = split_model(arguments)
+    except EngineConfigError as error:
+        found += error.problems
+        arguments.pop("model", None)
+    return found + _checked(arguments, table, places, elsewhere or {})[1]
+
+
+def _read(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+    """Return (argument → value, argument → where it is given, what is wrong) of an engine config."""
+    arguments: dict[str, Any] = {}
+    places: dict[str, str] = {}
+    found: list[str] = []
+    for place, key, value in _entries(config, found):
+        name = str(key).replace("_", "-").lstrip("-")
+        name = ALIASES.get(name, name)
+        if not _NAME.fullmatch(name):
+            found.append(_impossible(place, name))
+        elif name in REFUSED:
+            found.append(f"{place} can't be set in an engine config: {REFUSED[name]}. Remove it.")
+        elif value is None:
+            continue
+        elif name in arguments and not _same(arguments[name], value):
+            found.append(
+                f"{_label(name)} is given twice, {places[name]} says {_shown(name, arguments[name])} and {place} says "
+                f"{_shown(name, value)}: keep one."
+            )
+        else:
+            arguments[name] = value
+            places.setdefault(name, place)
+    return arguments, places, found
+
+
+def _impossible(place: str, name: str) -> str:
+    """Return the sentence about a key that is no name of an argument."""
+    whole, dot, inner = name.partition(".")
+    if dot and _NAME.fullmatch(whole):
+        return f"{place} can't be an argument of vLLM: write it as an object, {_label(whole)}: {{{inner}: …}}."
+    return f"{place} can't be an argument of vLLM: use names like max_model_len."
+
+
+def _entries(config: Mapping[str, Any], found: list[str]) -> list[tuple[str, str, Any]]:
     """Return (place, key, value) of every argument in a config. A name with a capital is a group."""
     entries = []
     for key, value in config.items():
@@ -88,7 +139,7 @@ def _entries(config: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
         elif value is None:
             continue
         elif not isinstance(value, dict):
-            raise EngineConfigError(f"{key} is a group and must be an object, not {_kind_of(value)}.")
+            found.append(f"{key} is a group and must be an object, not {_kind_of(value)}.")
         else:
             entries += [(f"{key}.{inner}", inner, content) for inner, content in value.items()]
     return entries
@@ -110,7 +161,9 @@ def split_model(arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     if model is None:
         raise EngineConfigError("ModelConfig.model is missing: name a model of a hub or the path of its folder.")
     if not isinstance(model, str) or not model.strip() or model.startswith("-") or not model.isprintable():
-        raise EngineConfigError(f"ModelConfig.model is {model!r}: it must be a model of a hub or the path of a folder.")
+        raise EngineConfigError(
+            f"ModelConfig.model is {_shown('model', model)}: it must be a model of a hub or the path of a folder."
+        )
     return model, others
 
 
@@ -127,37 +180,55 @@ def check(arguments: Mapping[str, Any], table: Mapping[str, Any] | None = None) 
     Raises:
         EngineConfigError: unknown name, wrong type, a value that isn't among the choices, a port that can't be had.
     """
-    if not table:
-        return {name: _words(name, value, _kind_by_value(value)) for name, value in arguments.items()}
-    flags, version = table["flags"], table["vllm"]
-    checked = {}
-    for name, value in arguments.items():
-        if name not in flags:
-            raise EngineConfigError(_unknown(name, flags, version))
-        checked[name] = _words(name, value, flags[name]["kind"])
-        choices = flags[name].get("choices", [])
-        given = checked[name] if isinstance(checked[name], (list, tuple)) else [checked[name]]
-        bad = [word for word in given if choices and word not in choices]
-        if bad:
-            raise EngineConfigError(f"{_label(name)} is {bad[0]!r}: vLLM {version} takes {', '.join(choices)}.")
-    port = checked.get("port")
-    if port is not None and not 1024 <= int(port) <= 65535:
-        raise EngineConfigError(f"port is {port}: the server is no superuser, so use a port from 1024 to 65535.")
+    checked, found = _checked(arguments, table, {}, {})
+    if found:
+        raise EngineConfigError(*found)
     return checked
 
 
-def _unknown(name: str, flags: Mapping[str, Any], version: str) -> str:
-    """Return the sentence about an argument that a release doesn't have."""
-    known = list(flags)
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+def _checked(
+    arguments: Mapping[str, Any],
+    table: Mapping[str, Any] | None,
+    places: Mapping[str, str],
+    elsewhere: Mapping[str, Mapping],
+) -> tuple[dict[str, Any], list[str]]:
+    """Return (what `check` returns, a sentence about each mistake)."""
+    checked: dict[str, Any] = {}
+    found: list[str] = []
+    for name, value in arguments.items():
+        entry = table["flags"].get(name) if table else {"kind": _kind_by_value(value)}
+        if entry is None:
+            fault = _unknown(name, value, table, elsewhere)
+        else:
+            try:
+                checked[name] = _words(name, value, entry)
+                continue
+            except _WrongValue as error:
+                fault = str(error)
+                if table and "choices" in entry:
+                    fault = f"vLLM {table['vllm']} takes {', '.join(entry['choices'])}"
+        found.append(f"{places.get(name, _label(name))} is {_shown(name, value)}: {fault}.")
+    return checked, found
+
+
+def _unknown(name: str, value: Any, table: Mapping[str, Any], elsewhere: Mapping[str, Mapping]) -> str:
+    """Return what is to be said about an argument that a release doesn't have."""
+    flags = table["flags"]
+    fault = f"it is no argument of vLLM {table['vllm']}"
     positive = name[3:] if name.startswith("no-") else ""
     if positive in flags:
-        hint = f"write {positive.replace('-', '_')}: false"
-    elif nearest:
-        hint = f"the nearest that it has is {nearest[0].replace('-', '_')}"
-    else:
-        hint = "see `vllm serve --help=all` of that release"
-    return f"{name.replace('-', '_')} is no argument of vLLM {version}: {hint}."
+        return f"{fault}; write {_label(positive)}: {'true' if value is False else 'false'}"
+    advice = engine_history.advice(name, value, flags)
+    if advice:
+        return f"{fault}; {advice}"
+    nearest = difflib.get_close_matches(name, list(flags), n=1, cutoff=0.7)
+    knowing = {other["vllm"]: stack for stack, other in sorted(elsewhere.items()) if name in other["flags"]}
+    if knowing:
+        stacks = ", ".join(f"{version} (stack {stack})" for version, stack in knowing.items())
+        return f"{fault}, but of {stacks}; remove it or take that stack"
+    if nearest:
+        return f"{fault}; the nearest that it has is {_label(nearest[0])}"
+    return f"{fault}; see `vllm serve --help=all` of that release"
 
 
 def _label(name: str) -> str:
@@ -165,8 +236,20 @@ def _label(name: str) -> str:
     return name.replace("-", "_")
 
 
+def _shown(name: str, value: Any) -> str:
+    """Return a value as a message has it: short, and never a secret."""
+    if name in SECRET_ARGUMENTS or isinstance(value, (dict, list)) or value is None:
+        return _kind_of(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    shown = repr(value)
+    return shown if len(shown) <= _SHOWN_LENGTH else f"{shown[: _SHOWN_LENGTH - 1]}…"
+
+
 def _kind_of(value: Any) -> str:
     """Return what a value is, in JSON's words."""
+    if value is None:
+        return "null"
     if isinstance(value, bool):
         return "a boolean"
     if isinstance(value, (int, float)):
@@ -175,7 +258,7 @@ def _kind_of(value: Any) -> str:
         return "a string"
     if isinstance(value, dict):
         return "an object"
-    return "a list" if isinstance(value, (list, tuple)) else "null"
+    return "a list" if isinstance(value, (list, tuple)) else "nothing that JSON has"
 
 
 def _kind_by_value(value: Any) -> str:
@@ -189,63 +272,133 @@ def _kind_by_value(value: Any) -> str:
     return "text"
 
 
-def _words(name: str, value: Any, kind: str) -> Any:
-    """Return a value as a boolean, a string, a list or a tuple of strings, as its kind asks.
+class _WrongValue(ValueError):
+    """A value that an argument can't have. The text is what is to be said about it."""
+
+
+def _words(name: str, value: Any, entry: Mapping[str, Any]) -> Any:
+    """Return a value as a boolean, a string, a list or a tuple of strings, as its entry in the table asks.
 
     Raises:
-        EngineConfigError: the value is of another kind.
+        _WrongValue: the value is something else.
     """
+    kind = entry["kind"]
     if kind in ("boolean", "switch"):
         if not isinstance(value, bool):
-            raise EngineConfigError(_wrong(name, value, "true or false"))
+            raise _WrongValue("it must be true or false")
         return value
     if kind in ("list", "repeated"):
-        items = value if isinstance(value, list) else [value]
-        # lora_modules takes objects, each as its JSON.
-        words = [
-            json.dumps(item)
-            if isinstance(item, dict) and name not in SECRET_ARGUMENTS
-            else _scalar(name, item, "a list of strings or numbers")
-            for item in items
-        ]
-        if kind == "repeated":
-            return tuple(words)
-        if not words:
-            raise EngineConfigError(f"{_label(name)} is an empty list, which vLLM can't be given: leave it out.")
-        bad = [word for word in words if word.startswith("-")]
-        # One word can be written --x=-1; several can't.
-        if bad and len(words) > 1:
-            raise EngineConfigError(
-                f"{_label(name)} has {bad[0]!r}: vLLM takes a word of a list that begins with a dash for an argument."
-            )
-        return words
+        words = _list(name, value, entry)
+        return tuple(words) if kind == "repeated" else words
     if kind == "object":
-        if isinstance(value, (dict, list)):
-            return json.dumps(value, ensure_ascii=True)
-        return _scalar(name, value, "an object, a list, or their JSON as a string")
-    word = _scalar(name, value, {"integer": "an integer", "number": "a number"}.get(kind, "a string or a number"))
-    if kind == "integer" and not re.fullmatch(r"-?[0-9]+", word):
-        raise EngineConfigError(_wrong(name, value, "an integer"))
-    if kind == "number" and not _is_number(word):
-        raise EngineConfigError(_wrong(name, value, "a number"))
-    if kind == "size" and not _SIZE.fullmatch(word):
-        raise EngineConfigError(_wrong(name, value, "an integer, or one with k, m, g or t, or auto"))
+        return _object(value, entry)
+    word = _scalar(value, {"integer": "an integer", "number": "a number"}.get(kind, "a string or a number"))
+    if kind == "integer":
+        _integer(word)
+    elif kind == "number" and not _is_number(word):
+        raise _WrongValue("it must be a number")
+    elif kind == "size" and not _SIZE.fullmatch(word) and not (word == "auto" and entry.get("auto", False)):
+        auto = ", or auto" if entry.get("auto") else ""
+        raise _WrongValue(f"it must be an integer, or one with k, m, g or t (powers of 1000) or K, M, G or T{auto}")
+    _one_of_choices(name, word, entry)
+    if name == "port" and not 1024 <= int(word) <= 65535:
+        raise _WrongValue("the server is no superuser, so use a port from 1024 to 65535")
     return word
 
 
-def _scalar(name: str, value: Any, wanted: str) -> str:
+def _one_of_choices(name: str, word: str, entry: Mapping[str, Any]) -> None:
+    """Raise an error when there are choices and the word is none."""
+    choices = entry.get("choices", [word])
+    if word not in choices and not (name in _ANY_CASE and word.lower() in map(str.lower, choices)):
+        raise _WrongValue(f"it must be one of {', '.join(choices)}")
+
+
+def _integer(word: str) -> None:
+    """Raise an error when a word is no integer."""
+    if not re.fullmatch(r"-?[0-9]+", word):
+        raise _WrongValue("it must be an integer")
+
+
+def _list(name: str, value: Any, entry: Mapping[str, Any]) -> list[str]:
+    """Return the words of an argument that takes several."""
+    integers = entry.get("items") == "integer"
+    words = []
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, dict) and name == "lora-modules":
+            words.append(_json(item))
+            continue
+        word = _scalar(item, "a list of integers" if integers else "a list of strings or numbers")
+        if integers:
+            _integer(word)
+        _one_of_choices(name, word, entry)
+        words.append(word)
+    if entry["kind"] == "repeated":
+        if len(set(words)) < len(words):
+            raise _WrongValue("it names one of them twice")
+        return words
+    if not words:
+        raise _WrongValue("vLLM can't be given an empty list; leave it out")
+    # One word can be written --x=-1; several can't.
+    bad = [word for word in words if word.startswith("-")]
+    if bad and len(words) > 1:
+        raise _WrongValue(f"vLLM takes {bad[0]!r} in it for an argument, because it begins with a dash")
+    if {"", "None"} & set(words):
+        raise _WrongValue("vLLM reads an empty string and the word None in a list as nothing; leave them out")
+    return words
+
+
+def _object(value: Any, entry: Mapping[str, Any]) -> str:
+    """Return the JSON text of an argument that takes it, or the word of one that takes a word too."""
+    keys, words = entry.get("keys"), entry.get("words", False)
+    content = value
+    if isinstance(value, str):
+        text = _scalar(value, "a string")
+        if words and not re.fullmatch(r"\s*\{.*\}\s*", text, flags=re.S):
+            return text
+        try:
+            content = json.loads(text)
+        except ValueError:
+            raise _WrongValue("a string here must be JSON; write an object or a list") from None
+    elif isinstance(value, (dict, list)):
+        text = _json(value)
+    elif entry == {"kind": "object"}:
+        # Any JSON: a number or a boolean is that, too.
+        text = _json(value)
+    else:
+        raise _WrongValue("it must be an object" + (" or a string" if words else ""))
+    if (keys is not None or words) and not isinstance(content, dict):
+        raise _WrongValue("it must be an object" + (" or a string" if words else ""))
+    for key in content if keys is not None else ():
+        if key not in keys:
+            nearest = difflib.get_close_matches(str(key), keys, n=1, cutoff=0.6)
+            raise _WrongValue(f"it has no key {key}; " + (f"is {nearest[0]} meant" if nearest else ", ".join(keys)))
+    return text
+
+
+def _json(value: Any) -> str:
+    """Return the JSON text of a value, in ASCII."""
+    try:
+        return json.dumps(value, ensure_ascii=True, allow_nan=False)
+    except (TypeError, ValueError):
+        raise _WrongValue("it holds something that JSON hasn't (a date, an infinite number)") from None
+
+
+def _scalar(value: Any, wanted: str) -> str:
     """Return the word for a string or a number.
 
     Raises:
-        EngineConfigError: it is neither, or has what no command line can hold.
+        _WrongValue: it is neither, or has what no command line can hold.
     """
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise EngineConfigError(_wrong(name, value, wanted))
+        raise _WrongValue(f"it must be {wanted}")
     if isinstance(value, float) and not math.isfinite(value):
-        raise EngineConfigError(_wrong(name, value, "a finite number"))
-    word = value if isinstance(value, str) else repr(value)
+        raise _WrongValue("it must be a finite number")
+    word = str(value) if isinstance(value, str) else repr(value)
     if "\0" in word or any(0xD800 <= ord(character) <= 0xDFFF for character in word):
-        raise EngineConfigError(f"{_label(name)} has a character that no argument can hold (NUL or half of a pair).")
+        raise _WrongValue("it has a character that no argument can hold (NUL or half of a pair)")
+    # Python's argparse drops the value of --x=-- before it looks at it.
+    if word == "--":
+        raise _WrongValue("vLLM can't be given two dashes and nothing else")
     return word
 
 
@@ -255,12 +408,6 @@ def _is_number(word: str) -> bool:
         return math.isfinite(float(word))
     except ValueError:
         return False
-
-
-def _wrong(name: str, value: Any, wanted: str) -> str:
-    """Return the sentence about a value of the wrong type."""
-    shown = _kind_of(value) if name in SECRET_ARGUMENTS or isinstance(value, (dict, list)) else repr(value)
-    return f"{_label(name)} is {shown}: it must be {wanted}."
 
 
 def entries(checked: Mapping[str, Any], table: Mapping[str, Any] | None = None) -> dict[str, Any]:

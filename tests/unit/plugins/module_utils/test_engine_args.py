@@ -3,8 +3,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 from __future__ import annotations
 
+import datetime
 import json
 import os
+import re
 
 import pytest
 import yaml
@@ -16,6 +18,8 @@ from hypothesis import strategies as st
 STACKS = os.path.join(os.path.dirname(__file__), "..", "..", "..", "..", "roles", "vllm_stack", "files", "stacks")
 with open(os.path.join(STACKS, "cpu", "flags.json"), encoding="utf-8") as file:
     TABLE = json.load(file)
+with open(os.path.join(STACKS, "vllm-0.10.2-cu128", "flags.json"), encoding="utf-8") as file:
+    TABLE_0_10 = json.load(file)
 
 CONFIG_921 = {
     "ModelConfig": {
@@ -118,8 +122,9 @@ def test_values_arrive(config, expected):
         ({"max_model_length": 1}, "the nearest that it has is max_model_len"),
         ({"tensor_paralel_size": 1}, "the nearest that it has is tensor_parallel_size"),
         ({"no_enforce_eager": True}, "write enforce_eager: false"),
-        ({"xyzzy": 1}, "no argument of vLLM 0.32.0+cpu"),
-        ({"swap_space": 4}, "swap_space is no argument"),
+        ({"xyzzy": 1}, "no argument of vLLM 0.32.0+cpu; see `vllm serve --help=all`"),
+        ({"swap_space": 4}, "swap_space is 4: it is no argument of vLLM 0.32.0+cpu; it is gone; nothing is swapped"),
+        ({"compilation_config.mode": 3}, "write it as an object, compilation_config: {mode: …}"),
         ({"enforce_eager": "yes"}, "enforce_eager is 'yes': it must be true or false"),
         ({"enforce_eager": 1}, "must be true or false"),
         ({"tensor_parallel_size": "two"}, "tensor_parallel_size is 'two': it must be an integer"),
@@ -128,8 +133,28 @@ def test_values_arrive(config, expected):
         ({"gpu_memory_utilization": "much"}, "must be a number"),
         ({"gpu_memory_utilization": float("nan")}, "must be a finite number"),
         ({"max_model_len": "eight"}, "must be an integer, or one with k"),
-        ({"dtype": {"a": 1}}, "dtype is an object: it must be a string"),
+        ({"revision": {"a": 1}}, "revision is an object: it must be a string"),
+        ({"dtype": True}, "dtype is true: vLLM 0.32.0+cpu takes auto, bfloat16"),
         ({"kv_cache_dtype": "fp9"}, "kv_cache_dtype is 'fp9': vLLM 0.32.0+cpu takes auto, bfloat16"),
+        ({"quantization": "fp9"}, "quantization is 'fp9': vLLM 0.32.0+cpu takes auto_awq"),
+        ({"attention_backend": "FLASHINFR"}, "takes AUTO, AMX_MLA"),
+        ({"max_model_len": 8192.0}, "must be an integer, or one with k"),
+        ({"max_num_batched_tokens": "1.5K"}, "must be an integer, or one with k, m, g or t (powers of 1000)"),
+        ({"max_num_batched_tokens": "auto"}, "K, M, G or T."),
+        ({"cudagraph_capture_sizes": [1, "two"]}, "must be an integer"),
+        ({"collect_detailed_traces": ["model", "all of it"]}, "takes all, model, worker"),
+        ({"allowed_origins": "*"}, "a string here must be JSON; write an object or a list"),
+        ({"compilation_config": [3]}, "must be an object"),
+        ({"compilation_config": "[3]"}, "must be an object"),
+        ({"compilation_config": {"modes": 3}}, "it has no key modes; is mode meant"),
+        ({"compilation_config": '{"modes": 3}'}, "it has no key modes"),
+        ({"hf_overrides": ["a"]}, "it must be an object or a string"),
+        ({"hf_overrides": {"a": float("inf")}}, "something that JSON hasn't"),
+        ({"hf_overrides": {"a": datetime.date(2026, 1, 1)}}, "something that JSON hasn't"),
+        ({"revision": datetime.date(2026, 1, 1)}, "must be a string or a number"),
+        ({"revision": "--"}, "two dashes"),
+        ({"served_model_name": ["a", ""]}, "an empty string and the word None in a list as nothing"),
+        ({"chat_template": "x" * 1000 + "\0"}, "chat_template is 'xxxxx"),
         ({"served_model_name": []}, "empty list"),
         ({"served_model_name": ["a", "-b"]}, "begins with a dash"),
         ({"served_model_name": [["a"]]}, "must be a list of strings"),
@@ -148,6 +173,66 @@ def test_mistakes_are_one_sentence(config, sentence):
         words(config)
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
+    assert len(error.value.problems) == 1
+    assert len(str(error.value)) < 500 or "takes" in sentence
+
+
+GONE_BY_0_32 = sorted(set(TABLE_0_10["flags"]) - set(TABLE["flags"]))
+
+
+def test_all_mistakes_are_told_at_once_with_their_places():
+    config = {
+        "ModelConfig": {"model": "m", "max_modl_len": 512, "dtype": "bf16"},
+        "CacheConfig": {"swap_space": 4, "gpu_memory_utilization": "much"},
+        "ServerConfig": {"port": 80, "config": "x", "api_key": {"s3cret": 1}, "max_num_seqs": 4},
+        "Other": 3,
+        "Twice": {"max_num_seqs": 5},
+    }
+    found = engine_args.problems(config, TABLE)
+    assert [problem.split(" ")[0] for problem in found] == [
+        *["Other", "ServerConfig.config", "max_num_seqs"],
+        *["ModelConfig.max_modl_len", "ModelConfig.dtype", "CacheConfig.swap_space"],
+        *["CacheConfig.gpu_memory_utilization", "ServerConfig.port", "ServerConfig.api_key"],
+    ]
+    assert "s3cret" not in " ".join(found)
+    assert all(problem.endswith(".") and "\n" not in problem for problem in found)
+    assert engine_args.problems({"ModelConfig": {"model": "m"}}, TABLE) == []
+    assert engine_args.problems({}, TABLE)[0].startswith("ModelConfig.model is missing")
+
+
+@pytest.mark.parametrize("name", GONE_BY_0_32)
+def test_what_left_says_what_to_do(name):
+    (problem,) = engine_args.problems({"model": "m", "Group": {name.replace("-", "_"): "x"}}, TABLE)
+    assert "it is gone; " in problem
+    # Advice names arguments that are there.
+    for word in re.findall(r"\b[a-z0-9]+(?:_[a-z0-9]+)+(?=:)", problem.split("it is gone; ")[1].split("{")[0]):
+        assert word.replace("_", "-") in TABLE["flags"], problem
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"task": "embed"}, "write runner: pooling, and convert: embed"),
+        ({"task": "generate"}, "write runner: generate"),
+        ({"task": ["embed"]}, "write runner (generate or pooling)"),
+        ({"rope_scaling": {"factor": 2}}, 'write hf_overrides: {"rope_parameters"'),
+        ({"guided_decoding_backend": "xgrammar"}, "write structured_outputs_config: {backend: …}"),
+        ({"disable_log_requests": True}, "enable_log_requests: true"),
+        ({"enable_reasoning": True}, "reasoning_parser alone says it"),
+    ],
+)
+def test_what_replaced_it(config, sentence):
+    assert sentence in engine_args.problems({"model": "m", **config}, TABLE)[0]
+
+
+def test_what_came_later():
+    (problem,) = engine_args.problems({"model": "m", "attention_backend": "FLASHINFER"}, TABLE_0_10)
+    assert "no argument of vLLM 0.10.2; it came later; set VLLM_ATTENTION_BACKEND" in problem
+    (problem,) = engine_args.problems({"model": "m", "async_engine": 1, "grpc": True}, TABLE_0_10, {"cpu": TABLE})[1:]
+    assert "but of 0.32.0+cpu (stack cpu)" in problem
+    # Only vLLM 0.32.0 has a word for it.
+    assert engine_args.problems({"model": "m", "max_model_len": "auto"}, TABLE) == []
+    assert engine_args.problems({"model": "m", "max_model_len": "auto"}, TABLE_0_10) != []
 
 
 @pytest.mark.parametrize("model", [None, "", " ", "-x", 3, "a\nb"])
