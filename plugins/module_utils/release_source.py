@@ -523,11 +523,12 @@ class Compiling:
 
     def count(self, done: int, total: int, text: str) -> None:
         """Say how far ninja is, and how long the rest will take if it takes as long as what was done."""
+        now = self.clock()
         if total != self.total:
-            self.total, self.first, self.began = total, done, self.clock()
+            self.total, self.first, self.began = total, done, now
         file = re.sub(r"^\w+ (?:\w+ )?object \S*?\.dir/|\.o$", "", text)
         detail = f"[{done}/{total}] {file}"
-        passed = self.clock() - self.began
+        passed = now - self.began
         if done - self.first >= 3 and passed > 30:
             minutes = passed / (done - self.first) * (total - done) / 60
             detail += f", about {max(1, round(minutes))} min left"
