@@ -47,6 +47,7 @@ ROLE_VARIABLES = (
     "container_template",
     "container_snapshot",
     "vllm_stack_name",
+    "vllm_stack_overrides",
     "vllm_model_server_engine_config",
 )
 
@@ -406,6 +407,9 @@ class Model:
         stack = self._stack(ctid)
         if stack:
             result["vllm_stack_name"] = stack
+        overrides = self._stack_overrides(ctid)
+        if overrides:
+            result["vllm_stack_overrides"] = overrides
         if declared["_engine_config"]:
             result["vllm_model_server_engine_config"] = declared["_engine_config"]
         return result
@@ -423,6 +427,14 @@ class Model:
         """The stack that it names, or else the nearest of those that it is cloned from: it has theirs inside."""
         named = (self.entries[str(member)].get("vllm_stack") for member in reversed(self.lineage(ctid)))
         return next(filter(None, named), "")
+
+    def _stack_overrides(self, ctid: str) -> dict[str, Any]:
+        """Its own overrides, or else those that go with the stack that it has."""
+        for member in reversed(self.lineage(ctid)):
+            entry = self.entries[str(member)]
+            if entry.get("vllm_stack_overrides") or entry.get("vllm_stack"):
+                return entry.get("vllm_stack_overrides") or {}
+        return {}
 
 
 def check(config: dict[str, Any], file: str) -> list[Problem]:

@@ -582,6 +582,9 @@ KEYS: dict[str, Key] = {
         _text(r"[A-Za-z0-9][A-Za-z0-9_.-]*", "the name of a stack", '"cpu" or the like'),
         "Locked set of PyTorch, vLLM and their build settings; the clone source's when it is silent.",
     ),
+    "vllm_stack_overrides": Key(
+        _map_of(_anything), "Values that replace single ones of the stack, with the keys of its stack.yml."
+    ),
     "vllm_engine_config": Key(
         _map_of(_map_of(_argument_value), _engine_groups), "Arguments of the model server, in groups."
     ),

@@ -21,6 +21,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from .release_plan import StackError
+
 METHODS = ("wheel", "source", "auto")
 OFF = "off"
 REPOSITORY = "https://github.com/vllm-project/vllm.git"
@@ -29,10 +31,6 @@ TORCH_INDEX = "https://download.pytorch.org/whl/"
 SPEED = re.compile(r"MAX_JOBS|NVCC_THREADS|CMAKE_BUILD_PARALLEL_LEVEL|VERBOSE|S?CCACHE_\w+")
 # What of a candidate decides the content of its release. Of C(source), see `digest`.
 CONTENT = ("stack", "method", "python", "vllm", "torch", "cuda", "flashinfer", "aliases")
-
-
-class StackError(ValueError):
-    """A stack that can't be installed. The text is one sentence for the user."""
 
 
 # --- what a value may be ------------------------------------------------------------------------------------------

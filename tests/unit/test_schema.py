@@ -54,6 +54,7 @@ TAKEN: dict[str, Any] = {
     "features": ["base_setup", 5],
     "application_script": "x.sh",
     "vllm_stack": "cpu",
+    "vllm_stack_overrides": {"method": "source", "vllm": {"commit": "main"}, "flashinfer": None},
     "vllm_engine_config": {"ModelConfig": {"max_model_len": "8k", "x": None}, "Own": {"a": [1]}, "CacheConfig": None},
     "vllm_model": "m",
     "vllm_model_type": "Chat",

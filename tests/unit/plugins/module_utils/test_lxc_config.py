@@ -289,6 +289,7 @@ WRONG = {
     "features": ["vllm", [1.5], [["a"]], ["a b"], ["{{ x }}"], {}],
     "application_script": IN_ONE_LINE,
     "vllm_stack": ["a/b", "../x", "-x"],
+    "vllm_stack_overrides": [[], "method=wheel", 1],
     "vllm_engine_config": [[], {"model": "x"}, {"ServerConfig": {"port": 0}}, {"ServerConfig": {"port": [1]}}],
     "vllm_model": IN_ONE_LINE,
     "vllm_model_type": ["image", 1],
@@ -1132,3 +1133,19 @@ def test_a_clone_has_the_stack_of_its_nearest_source(named: dict, expected: str 
         if "clone_from_ctid" in entry:
             entry["clone_from_ctid"] = 100 + int(entry["clone_from_ctid"])
     assert role_variables("103", data).get("vllm_stack_name") == expected
+
+
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        ({"1": {"vllm_stack": "cpu"}}, None),
+        ({"1": {"vllm_stack": "cpu", "vllm_stack_overrides": {"a": {"b": None}}}}, {"a": {"b": None}}),
+        ({"1": {"vllm_stack_overrides": {"a": 1}}, "2": {"vllm_stack": "cuda"}}, None),
+        ({"1": {"vllm_stack": "cpu"}, "3": {"vllm_stack_overrides": {"a": 1}}}, {"a": 1}),
+        ({"1": {"vllm_stack": "cpu", "vllm_stack_overrides": {"a": 1}}, "3": {"vllm_stack": "cpu"}}, None),
+    ],
+)
+def test_overrides_go_with_the_stack_that_they_were_written_for(entries: dict, expected: dict | None) -> None:
+    sources = {"1": {}, "2": {"clone_from_ctid": 101}, "3": {"clone_from_ctid": 102}}
+    data = {"lxc_configs": {f"10{ctid}": {**entry, **entries.get(ctid, {})} for ctid, entry in sources.items()}}
+    assert role_variables("103", data).get("vllm_stack_overrides") == expected
