@@ -153,7 +153,7 @@ def test_words_that_fit():
         ({"flashinfer": {"version": "0.2", "cuda": ""}}, "flashinfer", "says 0.2"),
         ({"vllm": "0.10.1"}, "vllm", "`vllm --version` says 0.10.1"),
         ({"vllm": ""}, "vllm", "says nothing"),
-        ({"errors": {"torchvision": "RuntimeError: no torchvision::nms"}}, "torchvision", "used beside torch 2.8.0+cu128"),
+        ({"errors": {"torchvision": "RuntimeError: no torchvision::nms"}}, "torchvision", "beside torch 2.8.0+cu128"),
         ({"errors": {"vllm": "ImportError: x", "torch": "OSError: x"}}, "torch", "torch can't be used: OSError"),
     ],
 )
