@@ -494,7 +494,7 @@ class Compiling:
     STAGES = (
         ("running build_py", "copying the Python files"),
         ("running build_ext", "configuring"),
-        ("-- Build files have been written", "configured"),
+        ("-- Build files have been written", "compiling"),
         ("running build_rust", "compiling Rust"),
         ("creating '", "packing the wheel"),
     )
@@ -633,7 +633,9 @@ def build_vllm(
     for pattern in ("lib*", "bdist*"):
         for folder in (work / "src" / "build").glob(pattern):
             shutil.rmtree(folder)
-    what = Building("vllm", f"{source['repository']}@{source['commit']}", work / "src", variables, notes)
+    removed = read_json(work / "build" / "source.json").get("removed", [])
+    origin = f"{source['repository']}@{source['commit']}"
+    what = Building("vllm", origin, work / "src", variables, notes, removed)
 
     def finish(wheel: Path) -> None:
         if precompiled and source.get("overlay"):
@@ -683,6 +685,7 @@ class Building:
         sources: a folder, or a source distribution.
         variables: the environment it is built in.
         notes: how it was built, sentences for the record.
+        removed: what was taken out of the sources.
     """
 
     name: str
@@ -690,6 +693,7 @@ class Building:
     sources: Path
     variables: Mapping[str, str]
     notes: Sequence[str] = ()
+    removed: Sequence[str] = ()
 
 
 def build(
@@ -750,17 +754,15 @@ def build(
         "seconds": round(time.monotonic() - began),
         "sha256": sha256_of(final),
         "notes": list(what.notes),
+        "removed": list(what.removed),
     }
     write_json(work / "build" / "built.json", records)
     return final
 
 
 def built(work: Path) -> dict[str, Any]:
-    """Return what was built so far: wheel → C(from), C(seconds), C(sha256), C(notes)."""
-    try:
-        return json.loads((work / "build" / "built.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+    """Return what was built so far: wheel → C(from), C(seconds), C(sha256), C(notes), C(removed)."""
+    return read_json(work / "build" / "built.json")
 
 
 def overlay(wheel: Path, other: Path, patterns: Sequence[str]) -> list[str]:
@@ -795,6 +797,14 @@ def overlay(wheel: Path, other: Path, patterns: Sequence[str]) -> list[str]:
             new.writestr(old.getinfo(record), "\n".join(lines) + "\n")
     os.replace(temporary, wheel)
     return sorted(chosen)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file, an empty one when there is none that can be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def write_json(path: Path, content: Any) -> None:
