@@ -11,6 +11,7 @@ gone. What was done is found on the disk, so that a job that was killed anywhere
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -92,6 +93,9 @@ class Job:
         self.tools: dict[str, str] = {}
         self.found: list[str] = []
         self._lock = threading.Lock()
+        # So that the last words find room on a disk that is full.
+        self._reserve = work / "reserve"
+        self._reserve.write_bytes(b"." * 65536)
         self._log = open(job["log"], "a", encoding="utf-8", errors="replace")  # noqa: SIM115 - open for all its life
         self._progress: dict[str, Any] = {
             "job": job["id"], "release": self.candidate["release"], "state": "running", "phase": "", "text": "",
@@ -112,6 +116,7 @@ class Job:
     def end(self, state: str, error: JobError | None = None) -> None:
         """Write down how it ended."""
         with self._lock:
+            self._reserve.unlink(missing_ok=True)
             if error:
                 words = {"message": error.message, "piece": error.piece, "remedy": error.remedy, "tail": error.tail}
                 self._progress["error"] = words
@@ -123,9 +128,10 @@ class Job:
         write_json(self.work / PROGRESS, self._progress, durable=False)
 
     def write(self, text: str) -> None:
-        """Write to the log."""
-        self._log.write(text)
-        self._log.flush()
+        """Write to the log. One that finds no room is no reason to fail."""
+        with contextlib.suppress(OSError):
+            self._log.write(text)
+            self._log.flush()
 
     def run(
         self,
@@ -453,7 +459,11 @@ def main(path: Path) -> int:
         print(f"{path} can't be read.", file=sys.stderr)
         return 2
     os.environ.update(content.get("environment", {}))
-    job = Job(content, path.parent)
+    try:
+        job = Job(content, path.parent)
+    except OSError as error:
+        print(f"{error.filename or path.parent}: {error.strerror}", file=sys.stderr)
+        return 2
     try:
         job.say("starting")
         job.phases()

@@ -279,6 +279,7 @@ class Releases:
         self.releases = Path(options["releases"])
         self.link = options["link"]
         self.candidates = list(options["candidates"])
+        self.release = options["release"]
         self.retry = options["retry"]
         self.follows = options["follows"]
 
@@ -288,7 +289,7 @@ class Releases:
         """Return what there should be."""
         return Wanted(
             candidates=self.candidates,
-            release=self.options["release"],
+            release=self.release,
             releases=str(self.releases),
             link=self.link,
             keep=self.options["keep"],
@@ -320,6 +321,9 @@ class Releases:
             refused=read_json(self.releases / release_job.REFUSED) or {},
             history=[entry["release"] for entry in history if isinstance(entry, dict) and "release" in entry],
         )
+        if self.release == "previous":
+            # Which one that is, is asked once: after the switch it is another.
+            self.release = release_plan.previous(seen.history, seen.live_name, seen.complete) or self.release
         steps = release_plan.plan(self.wanted(), seen)
         if any(step.action == "remove" for step in steps):
             # Only now, as it reads much: what a process uses stays.
@@ -615,7 +619,7 @@ class Task:
                     continue
             first = False
             identity, work = job
-            it.follows = {"job": identity, "plan": self.plan, "before": self.before}
+            it.follows = {"job": identity, "installs": self.installs, "plan": self.plan, "before": self.before}
             progress, running = it.wait(work, self.until)
             if running:
                 self.exit_running(work, progress)
@@ -648,8 +652,8 @@ class Task:
         it = self.it
         self.installs = candidate["release"]
         missing = it.missing_packages(candidate)
-        unknown = it.follows.get("job")
-        fallback = not first and not unknown and candidate["release"] != it.candidates[0]["release"]
+        # Another one than that which was begun: it was refused meanwhile.
+        fallback = not first and it.follows.get("installs") != candidate["release"]
         if missing and first:
             raise StackError(
                 f"The container lacks {', '.join(missing)}, which {candidate['release']} needs. Install them first "
