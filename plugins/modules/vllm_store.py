@@ -124,6 +124,11 @@ progress:
   returned: success
   type: str
   sample: "waits for the wheels of cpu-0123456789ab, which CTID 922 makes since 14:03:12: building: [12/345] cache.cu"
+again:
+  description: Options of the next call of the module while RV(running), for the task itself.
+  returned: success
+  type: dict
+  sample: {wait: 30}
 builder:
   description: CTID that makes it; 0 when nobody does.
   returned: success
@@ -184,6 +189,8 @@ from ansible_collections.phoenix.hypervisor.plugins.module_utils.store_plan impo
 
 _WORK = "/opt/vllm-releases/.work"
 _PAUSE = 2.0
+# Seconds that a call waits after the first one.
+_WAIT = 30
 # A transfer is a sign of life, too.
 _BEAT = 10.0
 
@@ -219,7 +226,7 @@ class Task:
         self.wheels = params["wheels"] or f"{_WORK}/{self.release}/wheels"
         self.store = Store(params["store"])
         self.steps: list[str] = []
-        self.result: dict = {"sent": 0, "damaged": "", "removed": [], "running": False, "progress": ""}
+        self.result: dict = {"sent": 0, "damaged": "", "removed": [], "running": False, "progress": "", "again": {}}
         # What there was, and what there is after the steps; with check mode, what there would be.
         self.before = self.after = State()
 
@@ -265,13 +272,14 @@ class Task:
                 if seen.builder.works and not self.check:
                     # What one that waits has seen, the others needn't look for.
                     self.store.heard(self.release)
-                self.result.update(progress=step.text, running=not self.check)
+                again = {"wait": self.module.params["wait"] or _WAIT}
+                self.result.update(progress=step.text, running=not self.check, again=again)
                 if self.check or time.monotonic() >= end:
                     self.steps.append(step.text)
                     return False
                 time.sleep(_PAUSE)
                 continue
-            self.result.update(progress="", running=False)
+            self.result.update(progress="", running=False, again={})
             done = self._do(step.action, seen, found)
             if done is not None:
                 self.steps.append(step.text)
@@ -363,6 +371,7 @@ class Task:
 
     def _keep(self, manifest: Manifest) -> None:
         self.store.prepare()
+        self.store.heard(self.release)
         with self.store.incoming() as folder:
             names = self.store.share(folder, manifest)
             sizes = store_inside.sizes(self.vmid, self.wheels, names, self.timeout) if names else []

@@ -67,6 +67,19 @@ def found_in(folder: Path) -> dict[str, str]:
     return {Path(line.split()[1]).name: line.split()[0] for line in done.stdout.splitlines()}
 
 
+def playbook(name: str, good: bool = True, **variables: str) -> str:
+    """What a playbook of the collection says, run for this machine as the node."""
+    words = [sys.executable, "-m", "ansible", "playbook", f"phoenix.hypervisor.{name}", "-i", "localhost,"]
+    variables = {"phoenix_target": "localhost", "ansible_python_interpreter": sys.executable, **variables}
+    done = subprocess.run(
+        [*words, "-c", "local", "-e", json.dumps(variables)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120,
+        env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}, check=False,
+    )  # fmt: skip
+    assert (done.returncode == 0) is good, done.stdout
+    return " ".join(done.stdout.split())
+
+
 @pytest.fixture(scope="module", autouse=True)
 def containers() -> Iterator[None]:
     """Two containers that run; gone afterwards, also when a test fails."""
@@ -137,11 +150,16 @@ class TestTheWay:
         assert (again["changed"], again["given"], again["sent"]) == (False, True, 0)
 
     def test_over_a_bundle(self, call, store):
+        """The two playbooks, as if they ran on two nodes."""
         files = make(FIRST)
         call(state="kept", vmid=FIRST)
-        path, other = str(store.parent / "bundle.tar"), store.parent / "other" / "wheels"
-        lab_modules.call("vllm_store_bundle", state="exported", release="fake", path=path, store=str(store))
-        lab_modules.call("vllm_store_bundle", state="imported", path=path, store=str(other))
+        bundle, other = str(store.parent / "bundle.tar"), store.parent / "other" / "wheels"
+        assert "bundle.tar on localhost has fake-0123456789ab: 3 files, 3.00 MB." in playbook(
+            "stack_export", phoenix_stack="fake", phoenix_bundle=bundle, vllm_stack_store=str(store)
+        )
+        assert "changed=1" in playbook("stack_import", phoenix_bundle=bundle, vllm_stack_store=str(other))
+        assert "changed=0" in playbook("stack_import", phoenix_bundle=bundle, vllm_stack_store=str(other))
+        assert "-e phoenix_bundle=/root/cpu.tar" in playbook("stack_import", good=False)
         assert call(state="given", vmid=SECOND, store=str(other))["given"] is True
         assert found_inside(SECOND) == files
 
@@ -175,6 +193,11 @@ class TestWaiting:
         assert lines[-1].strip().endswith("building vLLM: [12/345] cache.cu")
         assert "given: true" in rest, rest
         assert found_inside(SECOND) == files
+
+    def test_of_two_at_once_one_builds(self, start):
+        both = [start(state="given", vmid=vmid) for vmid in (FIRST, SECOND)]
+        results = [lab_modules.result_of(process) for process in both]
+        assert sorted((result["claimed"], result["running"]) for result in results) == [(False, True), (True, False)]
 
     def test_a_dead_claim_is_taken_over(self, call, store):
         call(state="given", vmid=FIRST)
