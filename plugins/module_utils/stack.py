@@ -420,7 +420,7 @@ def rungs(stack: Mapping[str, Any]) -> list[str]:
 
 def _is_built(stack: Mapping[str, Any]) -> bool:
     """Whether its FlashInfer is a source distribution, as all are that have hashes of their own."""
-    return "hashes" in (stack.get("flashinfer") or {}) and any(rungs(stack))
+    return (stack.get("flashinfer") or {}).get("hashes") is not None and any(rungs(stack))
 
 
 def methods(stack: Mapping[str, Any]) -> list[str]:

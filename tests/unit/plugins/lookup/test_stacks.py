@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 from __future__ import annotations
 
-from ansible_collections.phoenix.hypervisor.plugins.lookup.stacks import LookupModule
+from ansible_collections.phoenix.hypervisor.plugins.lookup.stacks import LookupModule, names
 
 
 def test_folders_with_a_stack(tmp_path):
@@ -12,4 +12,5 @@ def test_folders_with_a_stack(tmp_path):
     (tmp_path / "cpu/stack.yml").touch()
     (tmp_path / "own[1]/cuda/stack.yml").touch()
     folders = [str(tmp_path), str(tmp_path / "own[1]"), str(tmp_path / "missing")]
-    assert LookupModule().run(folders) == ["cpu", "cuda"]
+    assert names(folders) == ["cpu", "cuda"]
+    assert {"cpu", "cuda"} <= set(LookupModule().run(folders))
