@@ -337,6 +337,9 @@ class Job:
         for path in self.wheels.iterdir():
             if path.is_file() and path.name not in self.manifest["files"]:
                 path.unlink()
+        # An interpreter that uv had to bring, so that the next container needs no network for it either.
+        for path in self.wheels.glob("python/*.tar.*"):
+            self.manifest["files"][f"python/{path.name}"] = release_fetch.sha256_of(path)
         sync(self.wheels)
         write_json(self.wheels / MANIFEST, self.manifest)
 

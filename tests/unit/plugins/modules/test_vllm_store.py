@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
-from ansible_collections.phoenix.hypervisor.plugins.module_utils import inside, store
+from ansible_collections.phoenix.hypervisor.plugins.module_utils import inside, release_job, store
 from ansible_collections.phoenix.hypervisor.plugins.modules import vllm_store, vllm_store_bundle
 
 RELEASE, OTHER = "cpu-0123456789ab", "cpu-0123456789ac"
@@ -116,6 +116,22 @@ class TestTheWay:
         assert [path.name for path in (place.work / RELEASE).iterdir()] == ["wheels"]
         again = both(run, "given")
         assert (again["changed"], again["given"], again["sent"]) == (False, True, 0)
+
+    def test_what_a_job_leaves_is_taken(self, run, place):
+        """Two pieces of the collection agree on what a wheelhouse is."""
+        wheels = place.make()
+        (wheels / "manifest.json").unlink()
+        candidate = {"release": RELEASE, "python": "3.11"}
+        job = {"id": "1", "candidate": candidate, "releases": place.work, "log": "/dev/null"}
+        it = release_job.Job(job, wheels.parent)
+        listed = {path.name: release_job.release_fetch.sha256_of(path) for path in wheels.glob("*.whl")}
+        it.manifest = {"files": listed, "built": {}}
+        it.write_manifest()
+        assert release_job.whole_wheelhouse(wheels, RELEASE)
+        run("kept")
+        run("given")
+        assert content_of(wheels) == FILES
+        assert release_job.whole_wheelhouse(wheels, RELEASE)
 
     def test_check_mode_makes_nothing(self, run, place):
         run("given", check=True)
