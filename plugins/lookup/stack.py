@@ -20,10 +20,11 @@ options:
     type: str
     required: true
   folders:
-    description: Folders of stacks on the control node. The first one that has the stack wins.
+    description:
+      - Folders of stacks on the control node. The first one that has the stack wins; the collection's own comes last.
     type: list
     elements: path
-    required: true
+    default: []
   overrides:
     description: Values that replace those of C(stack.yml), with its keys. A null takes one away.
     type: dict
@@ -37,7 +38,7 @@ options:
 EXAMPLES = r"""
 - name: Show what would be installed
   ansible.builtin.debug:
-    msg: "{{ (lookup('phoenix.hypervisor.stack', 'cpu', folders=['/srv/stacks']).candidates | first).release }}"
+    msg: "{{ (lookup('phoenix.hypervisor.stack', 'cpu').candidates | first).release }}"
 
 - name: Show another commit's release
   ansible.builtin.debug:
@@ -52,7 +53,7 @@ RETURN = r"""
 _raw:
   description:
     - One dictionary with C(name), C(title), C(method), C(folder), C(environment) (of its model servers), C(gpu), and
-      the lists C(candidates), C(known_holes) and C(notes) (sentences).
+      the lists C(candidates), C(known_holes), C(notes) and C(warnings) (sentences; the last one is notes and holes).
   type: list
   elements: dict
 """
@@ -62,7 +63,7 @@ import os
 import yaml
 from ansible.errors import AnsibleLookupError
 from ansible.plugins.lookup import LookupBase
-from ansible_collections.phoenix.hypervisor.plugins.lookup.stacks import names
+from ansible_collections.phoenix.hypervisor.plugins.lookup.stacks import names, with_shipped
 from ansible_collections.phoenix.hypervisor.plugins.module_utils import stack as stacks
 from ansible_collections.phoenix.hypervisor.plugins.module_utils.stack import StackError
 
@@ -120,7 +121,13 @@ def load(name: str, folders: list[str], overrides: dict, repository: str = "") -
         "candidates": stacks.candidates(stack, *locks, settings={"repository": repository}),
         "known_holes": stack.get("known_holes", []),
         "notes": stack.get("notes", []),
+        "warnings": [*stack.get("notes", []), *(hole_sentence(stack, hole) for hole in stack.get("known_holes", []))],
     }
+
+
+def hole_sentence(stack: dict, hole: dict) -> str:
+    """Return what is said of a security hole."""
+    return f"vLLM {stack['vllm']['version']} has {hole['id']}: {hole['text']}; fixed in {hole['fixed_in']}."
 
 
 class LookupModule(LookupBase):
@@ -129,8 +136,10 @@ class LookupModule(LookupBase):
     def run(self, terms, variables=None, **kwargs):
         """Return what is known of each stack that is named."""
         self.set_options(var_options=variables, direct=kwargs)
-        options = [self.get_option(name) for name in ("folders", "overrides", "repository")]
+        folders = with_shipped(self.get_option("folders"))
         try:
-            return [load(str(term), *options) for term in terms]
+            return [
+                load(str(term), folders, self.get_option("overrides"), self.get_option("repository")) for term in terms
+            ]
         except StackError as error:
             raise AnsibleLookupError(str(error)) from None

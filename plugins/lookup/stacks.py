@@ -9,15 +9,14 @@ DOCUMENTATION = r"""
 name: stacks
 author: The Phoenix Hypervisor team (@phoenix)
 version_added: 0.1.0
-short_description: Names of the stacks in a folder
+short_description: Names of the stacks that there are
 description:
-  - Lists what a container's C(vllm_stack) can be, the folders that have a C(stack.yml).
+  - Lists what a container's C(vllm_stack) can be, the collection's own stacks and those of a site.
 options:
   _terms:
-    description: Folders on the control node.
+    description: Folders of stacks on the control node, besides the collection's own.
     type: list
     elements: path
-    required: true
 """
 
 EXAMPLES = r"""
@@ -28,7 +27,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _raw:
-  description: Names, sorted. A folder that does not exist has none.
+  description: Names, sorted, each once. A folder that does not exist has none.
   type: list
   elements: str
 """
@@ -37,6 +36,15 @@ import glob
 import os
 
 from ansible.plugins.lookup import LookupBase
+
+SHIPPED = os.path.normpath(
+    os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "roles", "vllm_stack", "files", "stacks")
+)
+
+
+def with_shipped(folders):
+    """Return folders of stacks and the collection's own after them, so that a site's stack wins over one of ours."""
+    return [*folders, SHIPPED]
 
 
 def names(folders):
@@ -50,4 +58,4 @@ class LookupModule(LookupBase):
 
     def run(self, terms, variables=None, **kwargs):
         """Return the names of the stacks in all terms."""
-        return names(terms)
+        return names(with_shipped(terms))
