@@ -13,21 +13,33 @@ author:
 description:
   - Writes the engine config's file and the systemd unit, enables and starts the service, restarts it when it runs
     something else than what is declared, and waits until a real completion came back.
-  - When the server ends while it is waited for, the module fails at once with the server's own last words.
+  - When the server ends while it is waited for, the module fails at once with the server's own last words and, for
+    failures that are well known, with what to do.
+  - A change that doesn't become ready is undone. The former unit, engine config, secrets and release are live again and
+    have answered when the module fails; it says both. It is the last state whose server answered.
+  - A run that was killed at any moment leaves one state whole, the former or the new one, never a mixture.
+  - With O(go_back_to), goes back to a former state on purpose.
   - Also when nothing is to be done the server is asked for a completion.
   - Runs where the model server runs, in the container, as root. Needs systemd there.
+  - An action plugin of the same name calls the module until the server is ready, and shows how far it is.
 options:
   engine_config:
     description:
       - What the server is started with. Groups of arguments of C(vllm serve), named as there, with underscores.
       - An argument is accepted in any group, or in none. C(false) switches an argument off, C(null) leaves it out.
+      - C(api_key) (a single one) and C(hf_token) go where O(api_key) and O(huggingface_token) go.
+      - Needed without O(go_back_to).
     type: dict
-    required: true
+    default: {}
   unit:
     description:
       - The text of the systemd unit. It must have the words C(@EXEC_START@) and C(@DIGEST@), which are filled in.
+      - C(@ENVIRONMENT@), a line of its own, becomes the variables that depend on the release, and the file of secrets.
+      - C(@CACHE@), only between double quotes, becomes the folder of the caches.
+      - C(@GUARD@) becomes the program that the unit runs before the server (C(settle)) and after it (C(ended FILE)).
+      - Needed without O(go_back_to).
     type: str
-    required: true
+    default: ""
   flags:
     description:
       - The release's table of arguments, as C(tools/vllm_flags.py) prints it. Without it names and types are not
@@ -35,11 +47,13 @@ options:
     type: dict
     default: {}
   link:
-    description: The link to the live release.
+    description: The link to the live release. The unit names the release that it points at by its real path.
     type: path
     default: /opt/vllm
   config_file:
-    description: The file that the engine config is written to.
+    description:
+      - What the engine config's file is called for people. It is a link to the file that the live unit names, which has
+        the state's digest in its name and lies beside it.
     type: path
     default: /etc/vllm/engine.yaml
   name:
@@ -54,10 +68,66 @@ options:
     description: That user's home.
     type: path
     default: /var/cache/vllm
+  cache:
+    description:
+      - The folder of what the server downloads and compiles. Left empty, it is C(.vllm-cache/<hostname>) on the volume
+        that the model's folder is mounted from, when that can be written, else C(/var/cache/vllm).
+    type: path
+    default: ""
+  api_key:
+    description:
+      - The key that requests must have. Like O(huggingface_token), it is written into a file that only root reads, and
+        reaches the server in its environment.
+    type: str
+    default: ""
+  huggingface_token:
+    description: The token for models of the hub that are private or gated.
+    type: str
+    default: ""
+  flashinfer_sampler:
+    description:
+      - Whether to sample with FlashInfer (C(VLLM_USE_FLASHINFER_SAMPLER)). A release without FlashInfer is told not to.
+        From vLLM 0.26 on it is left to vLLM, which takes it where it works; the variable would end a server where not.
+      - Left out, for a server without a GPU, nothing is said of it.
+    type: bool
+  flash_attn_version:
+    description: The version of FlashAttention, for a vLLM before 0.26. 0 is vLLM's own choice.
+    type: int
+    default: 0
   ready_timeout:
     description: How many seconds a server may take from its start to its first completion.
     type: int
     default: 1800
+  state_folder:
+    description: Where the states are kept, readable for root only.
+    type: path
+    default: /var/lib/vllm_model_server
+  keep:
+    description: How many states whose server answered are kept, the live one included.
+    type: int
+    default: 5
+  go_back_to:
+    description:
+      - Goes back to a state instead. C(previous), the digest of a kept state or the beginning of one, or the name of a
+        release, for the latest state on it.
+    type: str
+    default: ""
+  who:
+    description: Who runs this, for the record of what was gone back to.
+    type: str
+    default: ""
+  why:
+    description: Why it is gone back, for that record.
+    type: str
+    default: ""
+  wait:
+    description: How many seconds a call of the module waits before it says how far the server is.
+    type: int
+    default: 30
+  waiting:
+    description: What an earlier call said in RV(again). For the action plugin only.
+    type: dict
+    default: {}
 attributes:
   check_mode:
     support: full
@@ -81,7 +151,14 @@ EXAMPLES = r"""
       ServerConfig:
         port: 8000
         served_model_name: tiny
+    api_key: "{{ vault_api_key }}"
     unit: "{{ lookup('ansible.builtin.template', 'vllm_model_server.service.j2') }}"
+
+- name: Go back to what was before
+  phoenix.hypervisor.vllm_model_server:
+    go_back_to: previous
+    who: "{{ lookup('ansible.builtin.env', 'USER') }}"
+    why: The new model answers nonsense
 """
 
 RETURN = r"""
@@ -92,7 +169,7 @@ plan:
   returned: success
   sample: ["change /etc/vllm/engine.yaml", "restart vllm_model_server.service"]
 digest:
-  description: The digest of unit, engine config and release that the running server carries.
+  description: The digest of the state that the running server carries.
   type: str
   returned: success
   sample: 0123456789abcdef
@@ -111,6 +188,11 @@ port:
   type: int
   returned: success
   sample: 8000
+cache:
+  description: The folder of the server's caches.
+  type: str
+  returned: success
+  sample: /var/cache/vllm
 completion:
   description: What the server answered, empty in check mode.
   type: str
@@ -120,30 +202,81 @@ seconds:
   description: How long it took from the last step to that answer.
   type: float
   returned: success
+states:
+  description: The states that can be gone back to, the latest last.
+  type: list
+  elements: str
+  returned: success
+  sample: ["0123456789abcdef (release cpu-0123456789ab, model tiny, 2026-11-21T16:00:00Z, live)"]
+undone:
+  description: Whether the change was undone, and the former state is live again and answered.
+  type: bool
+  returned: failure while a server was waited for
+cause:
+  description: The line of the server's journal that says why it ended.
+  type: str
+  returned: failure because the server ended
+  sample: "torch.OutOfMemoryError: CUDA out of memory."
+failure:
+  description: The name of the failure, when it is a well-known one.
+  type: str
+  returned: failure because the server ended, or took too long
+  sample: CUDA out of memory
+running:
+  description: Whether there is more to wait for. Never seen by a task, the action plugin follows it.
+  type: bool
+  returned: while the server is loading
+progress:
+  description: How far the server is, for people.
+  type: str
+  returned: while the server is loading
+again:
+  description: Options for the next call.
+  type: dict
+  returned: while the server is loading
 """
 
+import contextlib
+import glob
 import grp
 import http.client
+import inspect
 import json
 import os
 import pwd
+import socket
+import ssl
 import stat
 import tempfile
 import time
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.phoenix.hypervisor.plugins.module_utils import engine_args, server_plan
+from ansible_collections.phoenix.hypervisor.plugins.module_utils import (
+    engine_args,
+    server_failures,
+    server_guard,
+    server_plan,
+)
 from ansible_collections.phoenix.hypervisor.plugins.module_utils.engine_args import EngineConfigError
-from ansible_collections.phoenix.hypervisor.plugins.module_utils.server_plan import Seen, UnitError, Wanted
+from ansible_collections.phoenix.hypervisor.plugins.module_utils.server_plan import Seen, StateError, Target, UnitError
 
 UNIT_FOLDER = "/etc/systemd/system"
-# The group reads the engine config, nobody else: an API key may be in it.
-CONFIG_MODE = 0o640
-UNIT_MODE = 0o644
+GUARD = "/usr/local/libexec/vllm_model_server/guard.py"
+CACHE = "/var/cache/vllm"
+# The group reads the engine config, nobody else: an API key may be in it. Secrets are read by systemd, which is root.
+CONFIG_MODE, SECRETS_MODE, UNIT_MODE = 0o640, 0o600, 0o644
 # A loaded server answers a short question in well under a second; one that is busy may need its time.
 ANSWER_TIMEOUT = 120
 JOURNAL_LINES = 400
 SHOWN_LINES = 25
+# Of the journal in a line of progress.
+PROGRESS_WIDTH = 140
+# Seconds: between two looks; after which a new line of the server is worth a call of its own; between looks at that.
+LOOK, NEWS, LINE = 0.5, 8.0, 2.0
+
+
+class ServerError(Exception):
+    """Something that can't be done with the service. The text is for the user."""
 
 
 def read_text(path):
@@ -155,19 +288,124 @@ def read_text(path):
         return None
 
 
-def read_digest(pid):
-    """Return the digest that a process carries, an empty string when it carries none or has ended."""
-    if not pid:
-        return ""
+def read_json(path, default):
+    """Return what a JSON file of ours has, a default when it isn't there or is damaged."""
     try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            return server_plan.environment(file.read()).get(server_plan.DIGEST_VARIABLE, "")
+        return json.loads(read_text(path) or "")
+    except ValueError:
+        return default
+
+
+def write(path, text, mode, group=0):
+    """Write a file of root's in one step, so that it is there whole or not at all, even after a power cut."""
+    folder = os.path.dirname(path)
+    # mkstemp makes it 0600, so the text is never readable for more than it should be.
+    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".phoenix-")
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+        os.fchown(file.fileno(), 0, group)
+        os.fchmod(file.fileno(), mode)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def point(path, target):
+    """Make a path a link in one step, whether it was one before or not."""
+    temporary = f"{path}.phoenix-{os.getpid()}"
+    os.symlink(target, temporary)
+    os.replace(temporary, path)
+
+
+def is_like(path, text, mode, group):
+    """Return whether a file of root's has this text, mode and group."""
+    try:
+        status = os.stat(path)
     except OSError:
-        return ""
+        return False
+    return (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (0, group, mode) and read_text(path) == text
+
+
+def now_text():
+    """Return the time as it is written down."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+class States:
+    """The states that were kept: files that only root reads."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.history_file = os.path.join(folder, "history.json")
+        self.history = read_json(self.history_file, [])
+
+    @property
+    def good(self):
+        """Return the digest of the last state whose server answered."""
+        return self.history[-1]["digest"] if self.history else ""
+
+    def make(self):
+        """Make the folder."""
+        os.makedirs(os.path.join(self.folder, "states"), mode=0o700, exist_ok=True)
+        os.chmod(self.folder, 0o700)
+
+    def salt(self, create):
+        """Return the salt of digests."""
+        path = os.path.join(self.folder, "salt")
+        if create and not os.path.exists(path):
+            self.make()
+            write(path, os.urandom(16).hex() + "\n", 0o600)
+        return (read_text(path) or "").encode()
+
+    def path(self, digest):
+        """Return a state's file."""
+        return os.path.join(self.folder, "states", f"{digest}.json")
+
+    def there(self):
+        """Return the digests of the states that can be gone back to: their release is still installed."""
+        found = set()
+        for path in glob.glob(self.path("*")):
+            name = os.path.basename(path)[: -len(".json")]
+            with contextlib.suppress(StateError):
+                if os.path.exists(os.path.join(self.load(name).release, "bin", "vllm")):
+                    found.add(name)
+        return found
+
+    def load(self, digest):
+        """Return a state.
+
+        Raises:
+            StateError: its file is gone or damaged.
+        """
+        return Target.from_json(read_text(self.path(digest)) or "")
+
+    def put(self, target):
+        """Write a state down, before anything of it is made live."""
+        self.make()
+        text = target.to_json()
+        if not is_like(self.path(target.digest), text, 0o600, 0):
+            write(self.path(target.digest), text, 0o600)
+
+    def keep(self, target, count):
+        """Write down that a state is good, and remove those that are too old."""
+        entry = {"digest": target.digest, "release": target.release_name, "model": target.model, "at": now_text()}
+        self.history = server_plan.kept([*self.history, entry], count)
+        write(self.history_file, json.dumps(self.history, indent=1) + "\n", 0o600)
+        names = {self.path(entry["digest"]) for entry in self.history}
+        for path in set(glob.glob(self.path("*"))) - names:
+            os.unlink(path)
+
+    def record(self, entry):
+        """Add a line to the record of what was gone back to."""
+        self.make()
+        path = os.path.join(self.folder, "rollbacks.jsonl")
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(json.dumps({"at": now_text(), **entry}) + "\n")
 
 
 class Server:
-    """Reads what there is, executes the steps of a plan, and waits for an answer."""
+    """Reads what there is, executes the steps of a plan, and looks whether it answers."""
 
     def __init__(self, module):
         self.module = module
@@ -175,33 +413,132 @@ class Server:
         self.name = parameters["name"]
         self.user = parameters["user"]
         self.config_file = parameters["config_file"]
+        self.link = parameters["link"]
         self.unit_file = os.path.join(UNIT_FOLDER, self.name)
-        self.executable = os.path.join(parameters["link"], "bin", "vllm")
-        self.release = os.path.basename(os.path.realpath(parameters["link"])) if os.path.exists(self.executable) else ""
-        self.table = parameters["flags"] or None
-        self.arguments = engine_args.flatten(parameters["engine_config"])
-        # no_log hides the whole engine config from the journal. In what is said here only the secrets are hidden, not
-        # each word and number that the config happens to have.
-        module.no_log_values.clear()
-        module.no_log_values.update(engine_args.secrets(self.arguments))
-        self.wanted = self.want()
+        self.states = States(parameters["state_folder"])
 
-    def want(self):
-        """Return what the server should be."""
-        model, others = engine_args.split_model(self.arguments)
-        checked = engine_args.check(others, self.table)
-        config = engine_args.render(checked, self.table)
-        words = [self.executable, "serve", model, "--config", self.config_file]
-        unit, digest = server_plan.fill_unit(
-            self.module.params["unit"], " ".join(map(engine_args.unit_word, words)), config, self.release
+    def hide(self, *secrets):
+        """Let no output show these secrets."""
+        self.module.no_log_values.update(secret for secret in secrets if secret)
+
+    def declared(self):
+        """Return the state that is declared.
+
+        Raises:
+            EngineConfigError: the engine config can't be handed to vLLM.
+            UnitError: the unit can't be used.
+        """
+        parameters = self.module.params
+        arguments = engine_args.flatten(parameters["engine_config"])
+        secrets = {"VLLM_API_KEY": parameters["api_key"], "HF_TOKEN": parameters["huggingface_token"]}
+        # no_log hides the engine config from the journal. In what is said here only the secrets are hidden, not each
+        # word and number that the config happens to have.
+        self.module.no_log_values.clear()
+        self.hide(*engine_args.secrets(arguments), *secrets.values())
+        # vLLM 0.10 writes its arguments into the journal, a key among them; from the environment it tells nobody.
+        key, token = arguments.get("api-key"), arguments.get("hf-token")
+        keys = key if isinstance(key, list) else [key]
+        if secrets["VLLM_API_KEY"] or len(keys) == 1:
+            arguments.pop("api-key", None)
+            secrets["VLLM_API_KEY"] = secrets["VLLM_API_KEY"] or str(keys[0] or "")
+        if isinstance(token, str):
+            arguments.pop("hf-token")
+            secrets["HF_TOKEN"] = secrets["HF_TOKEN"] or token
+        table = parameters["flags"] or None
+        model, others = engine_args.split_model(arguments)
+        config = engine_args.render(engine_args.check(others, table), table)
+        release = os.path.realpath(self.link)
+        cache = self.cache(model)
+        environment = server_plan.release_environment(
+            release,
+            read_json(os.path.join(release, "release.json"), {}),
+            self.version(release),
+            parameters["flashinfer_sampler"],
+            parameters["flash_attn_version"],
         )
-        return Wanted(config, unit, digest, self.user)
+        secrets_text = server_plan.secrets_file(secrets)
+        argv = [*self.program(release), "serve", model, "--config"]
+        digest = server_plan.make_digest(
+            self.states.salt(create=not self.module.check_mode),
+            *[parameters["unit"], argv, config, secrets_text, environment, cache, self.certificates(arguments)],
+        )
+        config_name, secrets_name = (os.path.join(os.path.dirname(self.config_file), name)
+                                     for name in server_plan.file_names(digest))
+        unit = server_plan.fill_unit(
+            parameters["unit"],
+            {
+                server_plan.EXEC_START_WORD: " ".join(map(engine_args.unit_word, [*argv, config_name])),
+                server_plan.DIGEST_WORD: digest,
+                server_plan.ENVIRONMENT_WORD: server_plan.environment_lines(
+                    environment, secrets_name if secrets_text else ""
+                ),
+                server_plan.CACHE_WORD: server_plan.quoted(cache),
+                server_plan.GUARD_WORD: GUARD,
+            },
+        )
+        host, port = engine_args.address(arguments)
+        path, body = engine_args.probe(arguments)
+        probe = {"host": host, "port": port, "tls": bool(arguments.get("ssl-certfile")), "path": path, "body": body,
+                 "key": secrets["VLLM_API_KEY"] or str(keys[0] or "")}  # fmt: skip
+        served = engine_args.served_name(arguments)
+        return Target(digest, unit, config, secrets_text, release, cache, probe, served)
+
+    def version(self, release):
+        """Return vLLM's version in a release: as its record says, else as the table of arguments says."""
+        version = read_json(os.path.join(release, "release.json"), {}).get("vllm")
+        return str(version or self.module.params["flags"].get("vllm") or "")
+
+    def program(self, release):
+        """Return the words that start vLLM of a release, by its real path.
+
+        A virtual environment that was made under another path (the folder of the time before releases) starts whatever
+        is at that path now; its own Python is named then.
+        """
+        program, python = os.path.join(release, "bin", "vllm"), os.path.join(release, "bin", "python")
+        try:
+            with open(program, "rb") as file:
+                own = os.fsencode(release) + b"/" in file.read(1024)
+        except OSError:
+            own = True
+        return [program] if own or not os.path.exists(python) else [python, program]
+
+    def certificates(self, arguments):
+        """Return what the server's certificate files have, for the digest; nothing when vLLM reloads them itself."""
+        if arguments.get("enable-ssl-refresh") is True:
+            return []
+        names = ("ssl-certfile", "ssl-keyfile", "ssl-ca-certs")
+        return [read_text(str(arguments[name])) for name in names if arguments.get(name)]
+
+    def cache(self, model):
+        """Return the folder of the server's caches.
+
+        The volume that has the model also keeps what is compiled and downloaded, so that a second start is fast, even
+        of a container that was made anew. It is taken when it can be written, else the container's own disk.
+        """
+        if self.module.params["cache"]:
+            return self.module.params["cache"]
+        volume = os.path.realpath(model) if model.startswith("/") else "/"
+        while not os.path.ismount(volume):
+            volume = os.path.dirname(volume)
+        folder = os.path.join(volume, ".vllm-cache", socket.gethostname())
+        return CACHE if volume == "/" or not (os.path.isdir(folder) or os.access(volume, os.W_OK)) else folder
+
+    def cache_is_right(self, folder):
+        """Return whether the folder of the caches is the service's own. systemd makes the usual one."""
+        if folder == CACHE:
+            return True
+        try:
+            status = os.lstat(folder)
+            owner = pwd.getpwnam(self.user).pw_uid
+        except (OSError, KeyError):
+            return False
+        return stat.S_ISDIR(status.st_mode) and status.st_uid == owner
 
     def systemctl(self, *words, fatal=True):
         """Run systemctl. Return its output."""
         code, stdout, stderr = self.module.run_command(["systemctl", *words])
         if code and fatal:
-            self.module.fail_json(msg=f"`systemctl {' '.join(words)}` failed: {(stderr or stdout).strip()}")
+            raise ServerError(f"`systemctl {' '.join(words)}` failed: {(stderr or stdout).strip()}")
         return stdout
 
     def properties(self):
@@ -209,114 +546,159 @@ class Server:
         names = ",".join(server_plan.PROPERTIES)
         return server_plan.properties(self.systemctl("show", self.name, f"--property={names}", fatal=False))
 
-    def look(self):
+    def running_digest(self, properties):
+        """Return the digest that the server's process carries, or what runs before it, "" when there is none."""
+        pid = int(properties.get("MainPID") or 0) or int(properties.get("ControlPID") or 0)
+        try:
+            with open(f"/proc/{pid}/environ", "rb") as file:
+                return server_plan.environment(file.read()).get(server_plan.DIGEST_VARIABLE, "")
+        except OSError:
+            return ""
+
+    def look(self, target):
         """Return what there is."""
         properties = self.properties()
         try:
+            group = grp.getgrnam(self.user).gr_gid
             pwd.getpwnam(self.user)
             user = True
         except KeyError:
-            user = False
+            group, user = -1, False
+        folder = os.path.dirname(self.config_file)
+        unit = read_text(self.unit_file)
+        config_name, _secrets_name = server_plan.file_names(server_plan.digest_in(unit) or target.digest)
         return Seen(
             user=user,
-            config=read_text(self.config_file),
-            config_access=self.has_access(),
-            unit=read_text(self.unit_file),
+            config=read_text(os.path.join(folder, config_name)),
+            files=frozenset(
+                os.path.basename(path)
+                for pattern in server_plan.file_names("*")
+                for path in glob.glob(os.path.join(folder, pattern))
+            ),
+            files_right=all(is_like(*file) for file in self.files(target, group)) and self.is_named(target),
+            unit=unit,
+            guard=is_like(GUARD, inspect.getsource(server_guard), 0o755, 0),
+            cache=self.cache_is_right(target.cache),
+            link=os.path.realpath(self.link) if os.path.islink(self.link) else "",
             properties=properties,
-            digest=read_digest(int(properties.get("MainPID") or 0)),
+            digest=self.running_digest(properties),
+            good=self.states.good,
         )
 
-    def has_access(self):
-        """Return whether owner and mode of the engine config's file are right."""
-        try:
-            status = os.stat(self.config_file)
-            group = grp.getgrnam(self.user).gr_gid
-        except (OSError, KeyError):
-            return False
-        return (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (0, group, CONFIG_MODE)
+    def files(self, target, group):
+        """Return (path, text, mode, group) of the files that a state's unit names."""
+        folder = os.path.dirname(self.config_file)
+        config, secrets = (os.path.join(folder, name) for name in server_plan.file_names(target.digest))
+        files = [(config, target.config, CONFIG_MODE, group)]
+        return [*files, (secrets, target.secrets, SECRETS_MODE, 0)] if target.secrets else files
 
-    def apply(self, step):
+    def is_named(self, target):
+        """Return whether the engine config's name for people stands for a state's."""
+        config = server_plan.file_names(target.digest)[0]
+        return os.path.islink(self.config_file) and os.readlink(self.config_file) == config
+
+    def apply(self, step, target):
         """Execute one step."""
-        getattr(self, f"do_{step.action}")()
+        getattr(self, f"do_{step.action}")(target)
 
-    def do_user(self):
+    def do_user(self, target):
         """Add the service's user."""
         command = ["useradd", "--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin"]
         code, _stdout, stderr = self.module.run_command(
             [*command, "--home-dir", self.module.params["home"], self.user]
         )
         if code:
-            self.module.fail_json(msg=f"The user {self.user} could not be added: {stderr.strip()}")
+            raise ServerError(f"The user {self.user} could not be added: {stderr.strip()}")
 
-    def do_config(self):
-        """Write the engine config's file."""
+    def do_cache(self, target):
+        """Make the folder of the caches. Its parent may be shared with other containers, so a link is not followed."""
+        os.makedirs(os.path.dirname(target.cache), mode=0o755, exist_ok=True)
+        if os.path.islink(target.cache):
+            os.unlink(target.cache)
+        if not os.path.isdir(target.cache):
+            os.mkdir(target.cache, 0o750)
+        user = pwd.getpwnam(self.user)
+        try:
+            os.chown(target.cache, user.pw_uid, user.pw_gid, follow_symlinks=False)
+        except OSError as error:
+            raise ServerError(
+                f"{target.cache} can't be given to the user {self.user} ({error.strerror}): set the owner of that "
+                "volume (owner_uid in mount_points), or name another folder in vllm_model_server_cache."
+            ) from None
+
+    def do_guard(self, target):
+        """Write the program that runs before and after the server."""
+        os.makedirs(os.path.dirname(GUARD), mode=0o755, exist_ok=True)
+        write(GUARD, inspect.getsource(server_guard), 0o755)
+
+    def do_config(self, target):
+        """Write the files that the unit names; those that the live unit names stay as they are."""
         os.makedirs(os.path.dirname(self.config_file), mode=0o755, exist_ok=True)
-        self.write(self.config_file, self.wanted.config, CONFIG_MODE, grp.getgrnam(self.user).gr_gid)
+        for file in self.files(target, grp.getgrnam(self.user).gr_gid):
+            write(*file)
 
-    def do_unit(self):
-        """Write the unit."""
-        self.write(self.unit_file, self.wanted.unit, UNIT_MODE, 0)
+    def do_unit(self, target):
+        """Write the unit: from here on the new state is the one that starts."""
+        write(self.unit_file, target.unit, UNIT_MODE)
 
-    def write(self, path, text, mode, group):
-        """Write a file of root's in one step."""
-        # mkstemp makes it 0600, so the text is never readable for more than it should be.
-        descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".phoenix-")
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            os.fchown(file.fileno(), 0, group)
-            os.fchmod(file.fileno(), mode)
-        os.replace(temporary, path)
+    def do_link(self, target):
+        """Point the link at the release, and write it down where the installer looks for what was live before."""
+        point(self.link, target.release)
+        history = os.path.join(os.path.dirname(target.release), "history.json")
+        entries = read_json(history, [])
+        if isinstance(entries, list):
+            write(history, json.dumps([*entries, {"release": target.release_name, "at": now_text()}]) + "\n", 0o644)
 
-    def do_reload(self):
+    def do_reload(self, target):
         """Have systemd read its units again."""
         self.systemctl("daemon-reload")
 
-    def do_enable(self):
+    def do_enable(self, target):
         """Have the unit started at boot."""
         self.systemctl("--quiet", "enable", self.name)
 
-    def do_start(self):
+    def do_start(self, target):
         """Start the server; it is waited for elsewhere."""
         # After too many failures systemd would refuse.
         self.systemctl("reset-failed", self.name, fatal=False)
         self.systemctl("--no-block", "start", self.name)
 
-    def do_restart(self):
+    def do_restart(self, target):
         """Restart the server; it is waited for elsewhere."""
         self.systemctl("reset-failed", self.name, fatal=False)
         self.systemctl("--no-block", "restart", self.name)
 
-    def wait(self):
-        """Wait until a completion came back. Return its text. Fail when the server ends, or when it takes too long."""
-        before = self.properties()
-        deadline = time.monotonic() + self.module.params["ready_timeout"]
-        last_answer = "it was not asked yet"
-        while True:
-            now = self.properties()
-            if server_plan.is_dead(now, before):
-                self.fail_dead(now)
-            if read_digest(int(now.get("MainPID") or 0)) == self.wanted.digest:
-                text, last_answer = self.ask(min(ANSWER_TIMEOUT, max(1.0, deadline - time.monotonic())))
-                if text is not None:
-                    return text
-            if time.monotonic() >= deadline:
-                self.fail_late(last_answer)
-            time.sleep(0.5)
+    def do_keep(self, target):
+        """Keep the state: its server has answered."""
+        self.states.keep(target, self.module.params["keep"])
 
-    def ask(self, timeout):
+    def do_tidy(self, target):
+        """Remove the files that only former states' units name."""
+        folder = os.path.dirname(self.config_file)
+        for pattern in server_plan.file_names("*"):
+            for path in glob.glob(os.path.join(folder, pattern)):
+                if os.path.basename(path) not in server_plan.file_names(target.digest):
+                    os.unlink(path)
+
+    def ask(self, probe, timeout):
         """Ask the server. Return (its answer's text or None, what is in the way).
 
-        Ends the module when the server says that the request is wrong: waiting would not help.
+        Raises:
+            ServerError: the server says that the request is wrong, so that waiting would not help.
         """
-        host, port = engine_args.address(self.arguments)
-        path, body = engine_args.probe(self.arguments)
+        port, path = probe["port"], probe["path"]
         headers = {"Content-Type": "application/json"}
-        key = self.arguments.get("api-key")
-        if key:
-            headers["Authorization"] = f"Bearer {key[0] if isinstance(key, list) else key}"
-        connection = http.client.HTTPConnection(host, port, timeout=timeout)
+        if probe["key"]:
+            headers["Authorization"] = f"Bearer {probe['key']}"
+        if probe["tls"]:
+            # It is asked by its own address, which no certificate names; nobody else can listen there.
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            connection = http.client.HTTPSConnection(probe["host"], port, timeout=timeout, context=context)
+        else:
+            connection = http.client.HTTPConnection(probe["host"], port, timeout=timeout)
         try:
-            connection.request("POST", path, json.dumps(body), headers)
+            connection.request("POST", path, json.dumps(probe["body"]), headers)
             response = connection.getresponse()
             content = response.read()
         except (OSError, http.client.HTTPException) as error:
@@ -324,8 +706,8 @@ class Server:
         finally:
             connection.close()
         if 400 <= response.status < 500 and response.status != 429:
-            self.module.fail_json(
-                msg=f"The model server answers on port {port}, but refuses {path}: HTTP {response.status}, "
+            raise ServerError(
+                f"The model server answers on port {port}, but refuses {path}: HTTP {response.status}, "
                 f"{content[:300].decode('utf-8', 'replace')}"
             )
         if response.status != 200:
@@ -336,34 +718,236 @@ class Server:
         except (ValueError, LookupError, TypeError):
             return None, f"its answer to {path} is none of vLLM's"
 
-    def journal(self):
-        """Return the journal's last lines of the server's newest process."""
-        invocation = self.properties().get("InvocationID", "")
+    def journal(self, invocation="", count=JOURNAL_LINES):
+        """Return the journal's last lines of one run of the server, of the newest one by default."""
+        invocation = invocation or self.properties().get("InvocationID", "")
         match = [f"_SYSTEMD_INVOCATION_ID={invocation}"] if invocation else ["--unit", self.name]
         _code, stdout, _stderr = self.module.run_command(
-            ["journalctl", *match, f"--lines={JOURNAL_LINES}", "--no-pager", "--quiet", "--output=cat"]
+            ["journalctl", *match, f"--lines={count}", "--no-pager", "--quiet", "--output=cat"]
         )
         return stdout.splitlines()
 
-    def fail_dead(self, now):
-        """Fail with the last words of a server that ended."""
-        lines = self.journal()
-        why = server_plan.cause(lines)
-        self.module.fail_json(
-            msg=f"The model server ended before it answered (systemd says {now.get('Result', 'nothing')}). "
-            + (f"{why}\n" if why else "\n")
-            + f"Its last lines (`journalctl -u {self.name}` has all):\n"
-            + "\n".join(server_plan.tail(lines, SHOWN_LINES)),
-            cause=why,
-            result=now.get("Result", ""),
+
+class Run:
+    """A change from its plan to the answer, or back. It goes on over several calls of the module.
+
+    What a later call has to know is in C(waiting); no call has secrets in it.
+    """
+
+    def __init__(self, module, server):
+        self.module = module
+        self.server = server
+        self.until = time.monotonic() + module.params["wait"]
+        self.waiting = {}
+        self.shown = {}
+
+    def begin(self, target):
+        """Read, plan, execute the plan unless only asked to tell it."""
+        module, server = self.module, self.server
+        seen = server.look(target)
+        link = server.link if module.params["go_back_to"] else ""
+        steps = server_plan.plan(target, seen, server.user, server.name, server.config_file, link)
+        former = ""
+        # Where what is declared is what answered last, and doesn't now, there is nothing better to go back to.
+        if server.states.good != target.digest:
+            former = server_plan.former(server.states.history, target.digest, server.states.there())
+        self.waiting = {
+            "phase": "ready", "digest": target.digest, "former": former, "since": time.time(), "invocation": "",
+            "line": "", "why": "", "changed": bool(steps), "from": server_plan.digest_in(seen.unit),
+        }  # fmt: skip
+        self.shown = {"plan": [step.text for step in steps], "diff": self.diff(target, seen, steps)}
+        if module.check_mode:
+            self.exit(target, "", bool(steps))
+        server.states.put(target)
+        try:
+            for step in steps:
+                if step.action not in server_plan.AFTER:
+                    server.apply(step, target)
+            if not server.is_named(target):
+                point(server.config_file, server_plan.file_names(target.digest)[0])
+        except ServerError as error:
+            self.failed(target, str(error))
+        self.watch(target)
+
+    def resume(self, waiting):
+        """Go on where an earlier call left off."""
+        self.waiting = dict(waiting)
+        try:
+            target = self.server.states.load(self.waiting["digest"])
+            self.server.hide(*target.hidden)
+        except StateError as error:
+            self.module.fail_json(msg=f"{error} Somebody else works on the model server; run again.")
+        self.watch(target)
+
+    def watch(self, target):
+        """Look until a completion came back, the server ended, its time is up, or there is something to tell."""
+        server, waiting = self.server, self.waiting
+        limit = self.module.params["ready_timeout"]
+        last_answer, news_at = "it was not asked yet", time.monotonic() + NEWS
+        while True:
+            now = server.properties()
+            if server_plan.is_dead(now, waiting["invocation"]):
+                self.failed(target, *self.last_words(now))
+            left = limit - (time.time() - waiting["since"])
+            if server.running_digest(now) == target.digest:
+                waiting["invocation"] = now.get("InvocationID", "")
+                try:
+                    text, last_answer = server.ask(target.probe, min(ANSWER_TIMEOUT, max(1.0, left)))
+                except ServerError as error:
+                    self.failed(target, str(error))
+                if text is not None:
+                    self.finish(target, text)
+            if left <= 0:
+                self.failed(target, *self.too_late(last_answer))
+            if time.monotonic() >= news_at:
+                news_at = time.monotonic() + LINE
+                line = self.line()
+                if line != waiting["line"] or time.monotonic() >= self.until:
+                    self.go_on(target, now, line)
+            time.sleep(LOOK)
+
+    def line(self):
+        """Return the server's last line in the journal."""
+        return "".join(server_failures.tail(self.server.journal(self.waiting["invocation"], 5), 1))[:PROGRESS_WIDTH]
+
+    def go_on(self, target, now, line):
+        """Say how far it is, and that there is more to wait for."""
+        self.waiting["line"] = line
+        seconds = int(time.time() - self.waiting["since"])
+        undone = "undoing the change: " if self.waiting["phase"] == "undo" else ""
+        self.module.exit_json(
+            changed=self.waiting["changed"],
+            running=True,
+            progress=f"{undone}{server_plan.doing(now)}, for {seconds} s{f': {line}' if line else ''}",
+            again={"waiting": self.waiting, "wait": self.module.params["wait"]},
+            **self.shown,
         )
 
-    def fail_late(self, last_answer):
-        """Fail because the server took too long."""
-        self.module.fail_json(
-            msg=f"The model server did not answer within {self.module.params['ready_timeout']} s: {last_answer}. It is "
-            "still running. A large model may need a larger ready_timeout. Its last lines "
-            f"(`journalctl -u {self.name}` has all):\n" + "\n".join(server_plan.tail(self.journal(), SHOWN_LINES))
+    def last_words(self, now):
+        """Return (what happened, why, what to do) of a server that ended."""
+        lines = self.server.journal(self.waiting["invocation"])
+        why = server_failures.cause(lines)
+        known = server_failures.known(lines, now.get("Result", ""))
+        message = (
+            f"The model server ended before it answered (systemd says {now.get('Result', 'nothing')}). "
+            + (f"{why}\n" if why else "\n")
+            + (f"{known.remedy}\n" if known else "")
+            + f"Its last lines (`journalctl -u {self.server.name}` has all):\n"
+            + "\n".join(server_failures.tail(lines, SHOWN_LINES))
+        )
+        return message, {"cause": why, "failure": known.name if known else "", "result": now.get("Result", "")}
+
+    def too_late(self, last_answer):
+        """Return what to say of a server that took too long."""
+        lines = self.server.journal(self.waiting["invocation"])
+        known = server_failures.known(lines)
+        return (
+            f"The model server did not answer within {self.module.params['ready_timeout']} s: {last_answer}. "
+            + ("" if self.waiting["former"] else "It is still running. ")
+            + (known.remedy if known else "A large model may need more time (vllm_model_server_ready_timeout).")
+            + f" Its last lines (`journalctl -u {self.server.name}` has all):\n"
+            + "\n".join(server_failures.tail(lines, SHOWN_LINES)),
+            {"failure": known.name if known else "", "result": "timeout"},
+        )
+
+    def failed(self, target, message, details=None):
+        """Undo what didn't become ready; fail when there is nothing to undo it with, or when that failed, too."""
+        waiting, server = self.waiting, self.server
+        details = details or {}
+        if waiting["phase"] == "undo":
+            self.record(target, answered=False)
+            self.module.fail_json(
+                msg=f"{waiting['why']}\n\nThe change was undone, but the former state {self.name(target)} does not "
+                f"answer any more either: {message}",
+                undone=False, changed=True, **{**waiting["details"], **self.shown},
+            )  # fmt: skip
+        if not waiting["former"]:
+            first = not server.states.history
+            note = "It was the server's first start: there is no former state to go back to. " if first else ""
+            self.module.fail_json(msg=note + message, undone=False, changed=waiting["changed"], **details)
+        former = server.states.load(waiting["former"])
+        server.hide(*former.hidden)
+        waiting.update(phase="undo", why=message, details=details, digest=former.digest, former="",
+                       since=time.time(), invocation="", line="", changed=True)  # fmt: skip
+        waiting["from"] = target.digest
+        try:
+            seen = server.look(former)
+            steps = server_plan.plan(former, seen, server.user, server.name, server.config_file, server.link)
+            for step in steps:
+                if step.action == "restart":
+                    # It never answered, so nobody is cut off; and a vLLM that is starting ignores the request to stop.
+                    server.systemctl("kill", "--signal=KILL", server.name, fatal=False)
+                if step.action not in server_plan.AFTER:
+                    server.apply(step, former)
+            point(server.config_file, server_plan.file_names(former.digest)[0])
+        except ServerError as error:
+            self.failed(former, str(error))
+        self.watch(former)
+
+    def finish(self, target, answer):
+        """The server answered: keep the state; or tell that it is the former one again."""
+        server, waiting = self.server, self.waiting
+        if waiting["phase"] == "undo":
+            server.do_tidy(target)
+            self.record(target, answered=True)
+            self.module.fail_json(
+                msg=f"{waiting['why']}\n\nThe change was undone: {self.name(target)} is live again and answered.",
+                undone=True, changed=True, digest=target.digest, release=target.release_name, model=target.model,
+                completion=answer, **{**waiting["details"], **self.shown},
+            )  # fmt: skip
+        if server.states.good != target.digest:
+            server.do_keep(target)
+        server.do_tidy(target)
+        if self.module.params["go_back_to"] and waiting["changed"]:
+            self.record(target, answered=True)
+        self.exit(target, answer, waiting["changed"])
+
+    def record(self, target, answered):
+        """Write down that a state was gone back to."""
+        parameters, waiting = self.module.params, self.waiting
+        undo = waiting["phase"] == "undo"
+        self.server.states.record(
+            {
+                "from": waiting["from"], "to": target.digest, "release": target.release_name, "model": target.model,
+                "who": parameters["who"], "why": waiting["why"].split("\n")[0] if undo else parameters["why"],
+                "by_itself": undo, "answered": answered,
+            }
+        )  # fmt: skip
+
+    def name(self, target):
+        """Return a state's name for people."""
+        entry = next((one for one in self.server.states.history if one["digest"] == target.digest), {})
+        at = f" of {entry['at']}" if entry else ""
+        return f"release {target.release_name} with the unit and engine config{at} (state {target.digest})"
+
+    def diff(self, target, seen, steps):
+        """Return what the diff shows."""
+        config, unit = self.server.config_file, self.server.unit_file
+        return [
+            {
+                "before_header": config,
+                "after_header": config,
+                "before": engine_args.hide(seen.config or ""),
+                "after": engine_args.hide(target.config),
+            },
+            {"before_header": unit, "after_header": unit, "before": seen.unit or "", "after": target.unit},
+            {"prepared": "".join(f"{step.text}\n" for step in steps)},
+        ]
+
+    def exit(self, target, answer, changed):
+        """End well."""
+        states = self.server.states
+        self.module.exit_json(
+            changed=changed,
+            digest=target.digest,
+            release=target.release_name,
+            model=target.model,
+            port=target.probe["port"],
+            cache=target.cache,
+            completion=answer,
+            seconds=round(time.time() - self.waiting["since"], 1),
+            states=[server_plan.describe(entry, states.good) for entry in states.history],
+            **self.shown,
         )
 
 
@@ -372,75 +956,72 @@ def main():
     module = AnsibleModule(
         argument_spec={
             # It may have keys in it, and a module writes its arguments into the journal.
-            "engine_config": {"type": "dict", "required": True, "no_log": True},
-            "unit": {"type": "str", "required": True},
+            "engine_config": {"type": "dict", "default": {}, "no_log": True},
+            "unit": {"type": "str", "default": ""},
             "flags": {"type": "dict", "default": {}},
             "link": {"type": "path", "default": "/opt/vllm"},
             "config_file": {"type": "path", "default": "/etc/vllm/engine.yaml"},
             "name": {"type": "str", "default": "vllm_model_server.service"},
             "user": {"type": "str", "default": "vllm"},
-            "home": {"type": "path", "default": "/var/cache/vllm"},
+            "home": {"type": "path", "default": CACHE},
+            "cache": {"type": "path", "default": ""},
+            "api_key": {"type": "str", "default": "", "no_log": True},
+            "huggingface_token": {"type": "str", "default": "", "no_log": True},
+            "flashinfer_sampler": {"type": "bool"},
+            "flash_attn_version": {"type": "int", "default": 0},
             "ready_timeout": {"type": "int", "default": 1800},
+            "state_folder": {"type": "path", "default": "/var/lib/vllm_model_server"},
+            "keep": {"type": "int", "default": 5},
+            "go_back_to": {"type": "str", "default": ""},
+            "who": {"type": "str", "default": ""},
+            "why": {"type": "str", "default": ""},
+            "wait": {"type": "int", "default": 30},
+            "waiting": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,
     )
+    server = Server(module)
     try:
-        converge(module, Server(module))
-    except (EngineConfigError, UnitError) as error:
-        where = "The engine config can't be used: " if isinstance(error, EngineConfigError) else ""
-        module.fail_json(msg=f"{where}{error}")
+        converge(module, server)
+    except EngineConfigError as error:
+        module.fail_json(msg=f"The engine config can't be used: {error}")
+    except (ServerError, StateError, UnitError) as error:
+        module.fail_json(msg=str(error))
     except OSError as error:
         module.fail_json(msg=f"The model server could not be set up: {error.strerror} ({error.filename}).")
 
 
 def converge(module, server):
-    """Read, plan, execute the plan unless only asked to tell it, and wait for an answer."""
-    if not server.release and not module.check_mode:
-        module.fail_json(
-            msg=f"There is no vLLM at {server.executable}: the container needs the feature vllm (role vllm_stack) "
+    """Make the server what is declared, or what it was, and wait for an answer."""
+    run = Run(module, server)
+    if module.params["waiting"]:
+        # What is declared has the secrets that must not be said.
+        if not module.params["go_back_to"]:
+            server.declared()
+        run.resume(module.params["waiting"])
+    if module.params["go_back_to"]:
+        states = server.states
+        there = states.there()
+        live = server_plan.digest_in(read_text(server.unit_file))
+        target = states.load(server_plan.find(module.params["go_back_to"], states.history, live, there))
+        server.hide(*target.hidden)
+        run.begin(target)
+    if not module.params["engine_config"]:
+        raise EngineConfigError("it is empty (vllm_engine_config in the JSON): name at least ModelConfig.model.")
+    target = server.declared()
+    program = os.path.join(target.release, "bin", "vllm")
+    if not os.path.exists(program) and not module.check_mode:
+        raise ServerError(
+            f"There is no vLLM at {server.link}/bin/vllm: the container needs the feature vllm (role vllm_stack) "
             "before its model server."
         )
-    model = server.arguments["model"]
+    model = engine_args.split_model(engine_args.flatten(module.params["engine_config"]))[0]
     if model.startswith("/") and not os.path.exists(model) and not module.check_mode:
-        module.fail_json(
-            msg=f"ModelConfig.model is {model}, and there is no such folder in the container. Mount it (mount_points "
+        raise ServerError(
+            f"ModelConfig.model is {model}, and there is no such folder in the container. Mount it (mount_points "
             "in the JSON) or correct the path; the running server was not touched."
         )
-    seen = server.look()
-    steps = server_plan.plan(server.wanted, seen, server.name, server.config_file)
-    answer = ""
-    began = time.monotonic()
-    if not module.check_mode:
-        for step in steps:
-            server.apply(step)
-        began = time.monotonic()
-        answer = server.wait()
-    unit_header, config_header = server.unit_file, server.config_file
-    module.exit_json(
-        changed=bool(steps),
-        plan=[step.text for step in steps],
-        digest=server.wanted.digest,
-        release=server.release,
-        model=engine_args.served_name(server.arguments),
-        port=engine_args.address(server.arguments)[1],
-        completion=answer,
-        seconds=round(time.monotonic() - began, 1),
-        diff=[
-            {
-                "before_header": config_header,
-                "after_header": config_header,
-                "before": engine_args.hide(seen.config or ""),
-                "after": engine_args.hide(server.wanted.config),
-            },
-            {
-                "before_header": unit_header,
-                "after_header": unit_header,
-                "before": seen.unit or "",
-                "after": server.wanted.unit,
-            },
-            {"prepared": "".join(f"{step.text}\n" for step in steps)},
-        ],
-    )
+    run.begin(target)
 
 
 if __name__ == "__main__":

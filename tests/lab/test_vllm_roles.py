@@ -178,10 +178,11 @@ def test_a_second_run_changes_nothing(site):
 
 
 def test_secrets_are_in_one_file_only(site):
-    assert KEY in inside("cat /etc/vllm/engine.yaml")
+    assert KEY in inside("cat /etc/vllm/secrets-*.env") and KEY not in inside("cat /etc/vllm/engine.yaml")
     assert inside(f"journalctl --no-pager | grep -c {KEY} || true") == "0"
     assert inside(f"cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -v grep | grep -c {KEY} || true") == "0"
-    assert inside(f"grep -rl {KEY} /etc /var/log /var/cache /tmp || true") == "/etc/vllm/engine.yaml"
+    found = inside(f"grep -rl {KEY} /etc /var/log /var/cache /tmp || true")
+    assert found == inside("ls /etc/vllm/secrets-*.env") and inside(f"stat -c '%U %a' {found}") == "root 600"
     with pytest.raises(urllib.error.HTTPError, match="401"):
         urllib.request.urlopen(f"{URL}/v1/models", timeout=10)
 
@@ -189,7 +190,7 @@ def test_secrets_are_in_one_file_only(site):
 def test_the_service_is_what_it_should_be(site):
     assert inside("systemctl is-enabled vllm_model_server.service") == "enabled"
     assert inside("systemd-analyze verify /etc/systemd/system/vllm_model_server.service 2>&1") == ""
-    assert inside("stat -c '%U:%G %a' /etc/vllm/engine.yaml") == "root:vllm 640"
+    assert inside("stat -L -c '%U:%G %a' /etc/vllm/engine.yaml") == "root:vllm 640"
     assert inside(f"stat -c %U /proc/{main_pid()}") == "vllm"
     variables = inside(f"tr '\\0' '\\n' </proc/{main_pid()}/environ")
     assert "CUDA_HOME=" not in variables and "LD_LIBRARY_PATH=" not in variables
@@ -236,6 +237,7 @@ def test_a_server_that_can_not_start_is_told_with_its_last_words(site):
     said = site.refused("vllm_model_server", vllm_model_server_engine_config={"ModelConfig": model})
     assert "ended before it answered (systemd says exit-code)" in said
     assert "Error" in said.split("Its last lines", 1)[0]
+    assert "The change was undone" in said and "max-num-seqs: 2" in inside("cat /etc/vllm/engine.yaml").splitlines()
     assert site.good("vllm_model_server") == 1
     assert completion("tiny")
 

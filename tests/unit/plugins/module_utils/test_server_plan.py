@@ -7,83 +7,164 @@ from dataclasses import replace
 
 import pytest
 from ansible_collections.phoenix.hypervisor.plugins.module_utils import server_plan
-from ansible_collections.phoenix.hypervisor.plugins.module_utils.server_plan import Seen, UnitError, Wanted
+from ansible_collections.phoenix.hypervisor.plugins.module_utils.server_plan import Seen, StateError, Target, UnitError
 
-UNIT, DIGEST = server_plan.fill_unit("A=@DIGEST@\nExecStart=@EXEC_START@\n", "/opt/vllm/bin/vllm serve m", "c", "r")
-WANTED = Wanted(config="c", unit=UNIT, digest=DIGEST, user="vllm")
-RUNNING = {
-    "ActiveState": "active",
-    "SubState": "running",
-    "UnitFileState": "enabled",
-    "NeedDaemonReload": "no",
-    "MainPID": "7",
-    "NRestarts": "0",
-}
-SEEN = Seen(user=True, config="c", config_access=True, unit=UNIT, properties=RUNNING, digest=DIGEST)
+RELEASE = "/opt/vllm-releases/cpu-0123456789ab"
+PROBE = {"host": "127.0.0.1", "port": 8000, "tls": False, "path": "/v1/completions", "body": {}, "key": "k3y"}
+TARGET = Target("d", "unit", "config", 'HF_TOKEN="a\\"b"\n', RELEASE, "/var/cache/vllm", PROBE, "tiny")
+RUNNING = {"ActiveState": "active", "SubState": "running", "UnitFileState": "enabled", "NeedDaemonReload": "no",
+           "NRestarts": "0", "InvocationID": "i1"}  # fmt: skip
+SEEN = Seen(
+    user=True, config="config", files=frozenset(server_plan.file_names("d")), files_right=True, unit="unit", guard=True,
+    cache=True, link=RELEASE, properties=RUNNING, digest="d", good="d",
+)  # fmt: skip
 
 
 def actions(**change) -> list[str]:
-    properties = {**RUNNING, **change.pop("properties", {})}
-    seen = replace(SEEN, properties=properties, **change)
-    return [step.action for step in server_plan.plan(WANTED, seen, "x.service", "/etc/vllm/engine.yaml")]
+    """The steps for what there is when one thing is not as it should be."""
+    seen = replace(SEEN, **{**change, "properties": {**RUNNING, **change.get("properties", {})}})
+    steps = server_plan.plan(TARGET, seen, "vllm", "x.service", "/etc/vllm/engine.yaml", "/opt/vllm")
+    assert all(step.text for step in steps)
+    return [step.action for step in steps]
 
 
 def test_nothing_to_do():
     assert actions() == []
 
 
-def test_a_machine_with_nothing():
-    nothing = {"ActiveState": "inactive", "UnitFileState": ""}
-    assert actions(user=False, config=None, config_access=False, unit=None, properties=nothing, digest="") == [
-        *["user", "config", "unit", "reload", "enable", "start"]
-    ]
+def test_the_first_time():
+    steps = actions(
+        user=False, config=None, files=frozenset(), files_right=False, unit=None, guard=False, cache=False, digest="",
+        good="", properties={"ActiveState": "inactive", "UnitFileState": ""},
+    )  # fmt: skip
+    assert steps == ["user", "cache", "guard", "config", "unit", "reload", "enable", "start", "keep"]
 
 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"config": "old", "digest": "old"}, ["config", "restart"]),
-        ({"config_access": False}, ["config"]),
-        ({"unit": "old", "digest": "old"}, ["unit", "reload", "restart"]),
+        (
+            {"config": "old", "files": frozenset({"engine-o.yaml"}), "files_right": False, "unit": "o", "digest": "o",
+             "good": "o"},
+            ["config", "unit", "reload", "restart", "keep", "tidy"],
+        ),
+        ({"files_right": False}, ["config"]),
+        ({"guard": False}, ["guard"]),
+        ({"cache": False}, ["cache"]),
         ({"properties": {"NeedDaemonReload": "yes"}}, ["reload"]),
         ({"properties": {"UnitFileState": "disabled"}}, ["enable"]),
         ({"properties": {"ActiveState": "failed"}, "digest": ""}, ["start"]),
-        # A run that died between writing and restarting; a new release behind the same link.
-        ({"digest": "old"}, ["restart"]),
+        # A run that died between writing and restarting.
+        ({"digest": "old", "good": "old"}, ["restart", "keep"]),
         ({"digest": ""}, ["restart"]),
         ({"properties": {"ActiveState": "activating", "SubState": "auto-restart"}, "digest": ""}, ["restart"]),
         # It is still loading: nothing to do but to wait.
         ({"properties": {"ActiveState": "activating", "SubState": "start"}}, []),
+        # One that died after the server answered, before it was written down; and one after that.
+        ({"good": "old"}, ["keep"]),
+        ({"files": SEEN.files | {"engine-old.yaml"}}, ["tidy"]),
+        # Back on another release.
+        ({"link": "/opt/vllm-releases/other"}, ["link"]),
+        # A folder of one's own at the place of the link is left alone.
+        ({"link": ""}, []),
     ],
-)
+)  # fmt: skip
 def test_plans(change, expected):
     assert actions(**change) == expected
 
 
-def test_the_digest_follows_unit_config_and_release():
-    template = "@DIGEST@ @EXEC_START@"
-    digests = {
-        server_plan.fill_unit(*arguments)[1]
-        for arguments in (
-            (template, "a", "c", "r"),
-            (template + " ", "a", "c", "r"),
-            (template, "b", "c", "r"),
-            (template, "a", "d", "r"),
-            (template, "a", "c", "s"),
-        )
-    }
-    assert len(digests) == 5
-    unit, digest = server_plan.fill_unit(template, "a", "c", "r")
-    assert unit == f"{digest} a"
-    # A command line that has one of the words in it keeps it.
-    unit, digest = server_plan.fill_unit(template, "@DIGEST@ @EXEC_START@", "c", "r")
-    assert unit == f"{digest} @DIGEST@ @EXEC_START@"
+def test_the_files_are_there_before_the_unit_that_names_them():
+    """The unit is the one thing that a change replaces; what it names has to be whole by then."""
+    steps = actions(config="old", files_right=False, unit="old", digest="old", link="/x")
+    assert steps.index("config") < steps.index("unit") < steps.index("reload") < steps.index("restart")
 
 
-@pytest.mark.parametrize("template", ["@DIGEST@", "@EXEC_START@"])
+def test_a_state_comes_back_from_its_text():
+    assert Target.from_json(TARGET.to_json()) == TARGET
+    for text in ("", "{}", "[]", "null", TARGET.to_json()[:-20]):
+        with pytest.raises(StateError, match="damaged"):
+            Target.from_json(text)
+
+
+def test_what_is_hidden_is_what_the_file_of_secrets_stands_for():
+    assert TARGET.hidden == ["k3y", 'a"b']
+    text = server_plan.secrets_file({"HF_TOKEN": 'q"\\$`%#', "VLLM_API_KEY": ""})
+    assert text.splitlines()[1:] == ['HF_TOKEN="q\\"\\\\\\$\\`%#"']
+    assert replace(TARGET, secrets=text).hidden[1] == 'q"\\$`%#'
+    assert server_plan.secrets_file({"HF_TOKEN": "", "VLLM_API_KEY": ""}) == ""
+
+
+@pytest.mark.parametrize("value", ["two words", "line\n", "ü", "\0"])
+def test_a_key_that_no_header_holds_is_refused_without_being_shown(value):
+    with pytest.raises(UnitError, match="VLLM_API_KEY: a key has only") as caught:
+        server_plan.secrets_file({"VLLM_API_KEY": value})
+    assert value not in str(caught.value).replace(" ", "  ")
+
+
+WORDS = {"@EXEC_START@": "a", "@DIGEST@": "d", "@ENVIRONMENT@": "", "@CACHE@": "/c", "@GUARD@": "/g"}
+
+
+def test_the_unit_is_filled_in_at_once():
+    template = '@DIGEST@ @EXEC_START@\n@ENVIRONMENT@\n"@CACHE@" @GUARD@ @OTHER@\n'
+    assert server_plan.fill_unit(template, WORDS) == 'd a\n"/c" /g @OTHER@\n'
+    filled = server_plan.fill_unit(template, {**WORDS, "@EXEC_START@": "@DIGEST@ @CACHE@", "@ENVIRONMENT@": "E=1"})
+    assert filled == 'd @DIGEST@ @CACHE@\nE=1\n"/c" /g @OTHER@\n'
+
+
+@pytest.mark.parametrize("template", ["@DIGEST@", "@EXEC_START@", "@DIGEST@ @EXEC_START@"])
 def test_a_template_without_its_words_is_refused(template):
     with pytest.raises(UnitError, match="template has no @"):
-        server_plan.fill_unit(template, "a", "c", "r")
+        server_plan.fill_unit(template, {**WORDS, "@ENVIRONMENT@": "E=1"})
+
+
+def test_the_digest_follows_all_that_a_state_is_made_of():
+    digests = {server_plan.make_digest(b"s", *material) for material in ("ab", "ac", "bb", ["a", "b", ""])}
+    assert len(digests) == 4
+    assert server_plan.make_digest(b"s", "a") == server_plan.make_digest(b"s", "a")
+    # Nobody who reads the unit can try keys against it.
+    assert server_plan.make_digest(b"s", "a") != server_plan.make_digest(b"t", "a")
+    unit = f"Environment=PHOENIX_DIGEST={server_plan.make_digest(b's', 'a')}\n"
+    assert server_plan.digest_in(unit) == server_plan.make_digest(b"s", "a")
+    assert server_plan.digest_in(None) == server_plan.digest_in("Environment=PHOENIX_DIGEST=\n") == ""
+
+
+@pytest.mark.parametrize(
+    ("record", "version", "sampler", "expected"),
+    [
+        ({"flashinfer": "0.3.1"}, "0.10.2", True, "1"),
+        ({"flashinfer": ""}, "0.10.2", True, "0"),
+        ({"flashinfer": "0.3.1"}, "0.10.2", False, "0"),
+        # A record of the time before it said so, or none.
+        ({}, "0.10.2", True, "1"),
+        ({}, "", True, "1"),
+        # An explicit 1 ends a server of these where it can't work.
+        ({"flashinfer": "0.6.6"}, "0.26.0", True, None),
+        ({"flashinfer": "0.6.6"}, "0.32.0+cu130", True, None),
+        ({"flashinfer": ""}, "0.32.0", True, "0"),
+        ({"flashinfer": "0.6.6"}, "0.32.0", False, "0"),
+        # No GPU.
+        ({"flashinfer": ""}, "0.32.0+cpu", None, None),
+    ],
+)
+def test_the_sampler_follows_config_and_release(record, version, sampler, expected):
+    found = server_plan.release_environment("/r", record, version, sampler, 0)
+    assert found.pop("VLLM_USE_FLASHINFER_SAMPLER", None) == expected
+    assert list(found) == ["PATH"] and found["PATH"].startswith("/r/bin:")
+
+
+@pytest.mark.parametrize(("version", "expected"), [("0.10.2", "2"), ("0.25.1", "2"), ("0.26.0", None)])
+def test_flash_attention_is_said_where_it_is_read(version, expected):
+    found = server_plan.release_environment("/r", {}, version, True, 2)
+    assert found.get("VLLM_FLASH_ATTN_VERSION") == expected
+    assert "VLLM_FLASH_ATTN_VERSION" not in server_plan.release_environment("/r", {}, version, True, 0)
+
+
+def test_variables_are_quoted_for_systemd():
+    lines = server_plan.environment_lines({"B": '50% "x"\n', "A": "1"}, "/etc/vllm/secrets-d.env")
+    assert lines.splitlines() == [
+        'Environment="A=1"', 'Environment="B=50%% \\"x\\"\\n"', "EnvironmentFile=/etc/vllm/secrets-d.env"
+    ]  # fmt: skip
+    assert server_plan.environment_lines({}, "") == ""
 
 
 @pytest.mark.parametrize(
@@ -94,7 +175,11 @@ def test_a_template_without_its_words_is_refused(template):
         ({"ActiveState": "failed", "SubState": "failed"}, True),
         ({"ActiveState": "inactive", "SubState": "dead"}, True),
         ({"ActiveState": "activating", "SubState": "auto-restart"}, True),
-        ({"NRestarts": "1"}, True),
+        # systemd has started it again between two looks.
+        ({"NRestarts": "1", "InvocationID": "i2"}, True),
+        # It had restarts before; or somebody restarted it by hand.
+        ({"NRestarts": "3"}, False),
+        ({"InvocationID": "i2"}, False),
         # The former server is being stopped for a restart.
         ({"ActiveState": "deactivating", "SubState": "stop-sigterm"}, False),
         ({"ActiveState": "failed", "Job": "123"}, False),
@@ -102,42 +187,59 @@ def test_a_template_without_its_words_is_refused(template):
     ],
 )
 def test_a_server_that_ended_is_noticed(now, dead):
-    assert server_plan.is_dead({**RUNNING, **now}, RUNNING) is dead
+    assert server_plan.is_dead({**RUNNING, **now}, "i1") is dead
 
 
-def test_restarts_before_the_waiting_do_not_count():
-    assert not server_plan.is_dead({**RUNNING, "NRestarts": "3"}, {**RUNNING, "NRestarts": "3"})
-    assert not server_plan.is_dead({**RUNNING, "NRestarts": "0"}, {**RUNNING, "NRestarts": "3"})
+def test_what_it_does_in_words():
+    assert "stopped" in server_plan.doing({"ActiveState": "deactivating", "SubState": "stop-sigterm"})
+    assert "GPU" in server_plan.doing({"ActiveState": "activating", "SubState": "start-pre"})
+    assert "loading" in server_plan.doing(RUNNING)
+
+
+HISTORY = [
+    {"digest": name, "release": f"r-{name[0]}", "model": "m", "at": "t"} for name in ("aa1", "bb1", "aa1", "ab2", "cc3")
+]
+THERE = {"aa1", "ab2", "cc3"}
+
+
+def test_the_former_state_is_the_last_good_one_that_is_still_there():
+    assert server_plan.former(HISTORY, "cc3", THERE) == "ab2"
+    assert server_plan.former(HISTORY, "other", THERE) == "cc3"
+    assert server_plan.former(HISTORY, "cc3", {"bb1", "cc3"}) == "bb1"
+    assert server_plan.former(HISTORY, "cc3", {"cc3"}) == server_plan.former([], "", THERE) == ""
+
+
+def test_of_each_state_the_latest_entry_stays():
+    assert [entry["digest"] for entry in server_plan.kept(HISTORY, 9)] == ["bb1", "aa1", "ab2", "cc3"]
+    assert [entry["digest"] for entry in server_plan.kept(HISTORY, 2)] == ["ab2", "cc3"]
 
 
 @pytest.mark.parametrize(
-    ("lines", "cause"),
+    ("name", "digest"), [("previous", "ab2"), ("aa1", "aa1"), ("ab", "ab2"), ("r-a", "ab2"), ("c", "cc3")]
+)
+def test_a_state_is_found_by_what_people_call_it(name, digest):
+    assert server_plan.find(name, HISTORY, "cc3", THERE) == digest
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
     [
-        ([], ""),
-        (["INFO all is well"], ""),
-        (
-            [
-                "(EngineCore pid=9) ERROR 11-21 05:06:44 [core.py:402] Traceback (most recent call last):",
-                "(EngineCore pid=9) ERROR 11-21 05:06:44 [core.py:402] torch.OutOfMemoryError: CUDA out of memory.",
-                "(APIServer pid=7) RuntimeError: Engine core initialization failed. See root cause above. Failed: {}",
-            ],
-            "torch.OutOfMemoryError: CUDA out of memory.",
-        ),
-        (
-            ["Traceback (most recent call last):", '  File "x"', "ValueError: no such model"],
-            "ValueError: no such model",
-        ),
-        (["usage: vllm serve", "vllm serve: error: unrecognized arguments: --x"], "vllm serve: error: unrecognized "
-         "arguments: --x"),
-        (["KeyboardInterrupt"], "KeyboardInterrupt"),
-        (["OSError: [Errno 98] Address already in use", "done"], "OSError: [Errno 98] Address already in use"),
+        ("a", "2 states begin with a. Kept are: aa1 (release r-a, model m, t); ab2"),
+        ("zz", "There is no state zz. Kept are: .*cc3 .release r-c, model m, t, live"),
+        ("bb1", "There is no state bb1"),
     ],
 )
-def test_the_cause_is_the_first_process_exception(lines, cause):
-    assert server_plan.cause(lines) == cause
+def test_a_state_that_there_is_not_is_refused_with_those_that_there_are(name, sentence):
+    pattern = sentence if ".*" in sentence else sentence.replace("(", r"\(").replace(")", r"\)")
+    with pytest.raises(StateError, match=pattern):
+        server_plan.find(name, HISTORY, "cc3", THERE)
+
+
+def test_nothing_before_is_said():
+    with pytest.raises(StateError, match="no former state"):
+        server_plan.find("previous", HISTORY[-1:], "cc3", THERE)
 
 
 def test_reading():
     assert server_plan.properties("A=1\nB=x=y\n\nC=\n") == {"A": "1", "B": "x=y", "C": ""}
     assert server_plan.environment(b"A=1\0PHOENIX_DIGEST=ab\0\0x") == {"A": "1", "PHOENIX_DIGEST": "ab"}
-    assert server_plan.tail(["a", "", "b ", "c"], 2) == ["b", "c"]

@@ -1,0 +1,86 @@
+# Copyright (c) 2026 The Phoenix Hypervisor team
+# GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Looks in the container whether the model server's unit runs what is locked. Prints JSON. Changes nothing."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+
+def properties(unit):
+    """Return what systemd says of the unit."""
+    names = "ActiveState,SubState,UnitFileState,MainPID,Result,NRestarts,ExecMainStartTimestamp"
+    command = ["systemctl", "show", unit, f"--property={names}"]
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    return dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
+
+
+def release_of(pid):
+    """Return the folder of the release that a process of vLLM was started from."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            words = os.fsdecode(file.read()).split("\0")
+    except OSError:
+        return ""
+    return next((word[: -len("/bin/vllm")] for word in words if word.endswith("/bin/vllm")), "")
+
+
+def installed(release):
+    """Return name → version of the distributions in a release."""
+    found = {}
+    for folder, names, _files in os.walk(os.path.join(release, "lib")):
+        if os.path.basename(folder) == "site-packages":
+            matches = (re.fullmatch(r"(.+?)-([^-]+)\.dist-info", name) for name in names)
+            found.update({normal(match[1]): match[2] for match in matches if match})
+            names.clear()
+    return found
+
+
+def normal(name):
+    """Return a distribution's name as all its spellings have it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def locked(release):
+    """Return name → version of a release's lock."""
+    try:
+        with open(os.path.join(release, "requirements.lock"), encoding="utf-8") as file:
+            lines = re.findall(r"^([A-Za-z0-9._-]+)(?:\[[^\]]*\])?==([^\s;\\]+)(?!.*;)", file.read(), re.M)
+    except OSError:
+        return {}
+    return {normal(name): version for name, version in lines}
+
+
+def main(unit):
+    """Print what there is, and what is wrong with it, a sentence each."""
+    problems = []
+    seen = properties(unit)
+    if seen.get("ActiveState") != "active":
+        problems.append(f"{unit} is not active, but {seen.get('ActiveState')} (systemd says {seen.get('Result')}); "
+                        f"see journalctl -u {unit}")  # fmt: skip
+    if seen.get("UnitFileState") != "enabled":
+        problems.append(f"{unit} is not enabled, so it does not start with the container: run site.yml")
+    release = release_of(seen.get("MainPID"))
+    record, there = {}, installed(release) if release else {}
+    try:
+        with open(os.path.join(release, "release.json"), encoding="utf-8") as file:
+            record = json.load(file)
+    except (OSError, ValueError):
+        if release:
+            problems.append(f"{release} has no release.json: it was not installed by the role vllm_stack, or not whole")
+    expected = {**locked(release), **{name: record[name] for name in ("vllm", "torch") if name in record and there}}
+    for name, version in sorted(expected.items()):
+        # A build's own mark (+cpu, +cu128) is written in the file's name as it is, or not at all.
+        if there.get(name, "").split("+")[0] != version.split("+")[0]:
+            problems.append(f"{name} is locked at {version}, and {release} has {there.get(name, 'none')}: run site.yml")
+    print(json.dumps({
+        "problems": problems, "release": os.path.basename(release), "unit": seen, "record": record,
+        "vllm": record.get("vllm", ""), "compared": len(expected),
+    }))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,164 @@
+# Copyright (c) 2026 The Phoenix Hypervisor team
+# GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+import pytest
+from ansible_collections.phoenix.hypervisor.plugins.module_utils import server_failures
+from ansible_collections.phoenix.hypervisor.plugins.module_utils.server_failures import FAILURES
+
+# What vLLM puts before a line, and how its processes say that another one failed.
+CORE = "(EngineCore_0 pid=812) ERROR 11-21 05:06:44 [core.py:718] "
+API = "(APIServer pid=790) "
+STARTED = [
+    "INFO 11-21 05:05:58 [__init__.py:216] Automatically detected platform cuda.",
+    f"{API}INFO 11-21 05:06:02 [api_server.py:1896] vLLM API server version 0.10.2",
+]
+FOLLOWED = [f"{API}RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {{}}"]
+
+
+def raised(*lines: str) -> list[str]:
+    """A journal of a server whose engine raised this."""
+    return [*STARTED, f"{CORE}EngineCore failed to start.", f"{CORE}Traceback (most recent call last):",
+            *(CORE + line for line in lines), *FOLLOWED]  # fmt: skip
+
+
+JOURNALS = {
+    "driver mismatch": [
+        *STARTED, "Failed to initialize NVML: Driver/library version mismatch", "NVML library version: 570.195",
+        "RuntimeError: Failed to infer device type, please set the environment variable `VLLM_LOGGING_LEVEL=DEBUG`",
+    ],
+    "driver too old": raised(
+        "RuntimeError: The NVIDIA driver on your system is too old (found version 12040). Please update your GPU driver"
+    ),
+    "no kernel image": raised(
+        "torch.AcceleratorError: CUDA error: no kernel image is available for execution on the device"
+    ),
+    "no GPU": raised("RuntimeError: No CUDA GPUs are available"),
+    "not enough free GPU memory": raised(
+        "ValueError: Free memory on device (3.06/31.36 GiB) on startup is less than desired GPU memory utilization "
+        "(0.9, 28.23 GiB). Decrease GPU memory utilization or reduce GPU memory used by other processes."
+    ),
+    "no room for the KV cache": raised(
+        "ValueError: To serve at least one request with the models's max seq len (131072), (16.00 GiB KV cache is "
+        "needed, which is larger than the available KV cache memory (4.21 GiB). Try increasing gpu_memory_utilization."
+    ),
+    "CUDA out of memory": raised(
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 224.00 MiB. GPU 0 has a total capacity of 31.36 "
+        "GiB of which 118.94 MiB is free. If reserved but unallocated memory is large try setting PYTORCH_CUDA_ALLOC"
+    ),
+    "memory": raised("RuntimeError: [enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate "
+                     "memory: you tried to allocate 8589934592 bytes. Error code 12 (Cannot allocate memory)"),
+    "port taken": [*STARTED, f"{API}Traceback (most recent call last):",
+                   f"{API}OSError: [Errno 98] Address already in use"],
+    "gated model": [
+        *STARTED,
+        "huggingface_hub.errors.GatedRepoError: 401 Client Error. (Request ID: Root=1-68d)",
+        "Cannot access gated repo for url https://huggingface.co/meta-llama/Llama-3.1-8B/resolve/main/config.json.",
+        "OSError: You are trying to access a gated repo.",
+    ],
+    "hub not reached": [
+        *STARTED,
+        "OSError: We couldn't connect to 'https://huggingface.co' to load the files, and couldn't find them in the "
+        "cached files.",
+    ],
+    "model not found": [
+        *STARTED,
+        "OSError: Qwen/Qwen9-9B is not a local folder and is not a valid model identifier listed on "
+        "'https://huggingface.co/models'",
+    ],
+    "NCCL": raised(
+        "RuntimeError: NCCL error: unhandled cuda error (run with NCCL_DEBUG=INFO for details)",
+    ),
+    "transformers 5": raised(
+        "AttributeError: TokenizersBackend has no attribute all_special_tokens_extended. Did you mean: "
+        "'num_special_tokens_to_add'?"
+    ),
+    "libnuma": [
+        "WARNING 11-21 05:06:01 [cpu.py:31] Failed to import from vllm._C_AVX512: ImportError('libnuma.so.1: cannot "
+        "open shared object file: No such file or directory')",
+        *raised("AttributeError: '_OpNamespace' '_C' object has no attribute 'init_cpu_memory_env'"),
+    ],
+    "open files": [*STARTED, f"{API}OSError: [Errno 24] Too many open files"],
+    "shared memory": raised(
+        "RuntimeError: unable to write to file </torch_812_3106519472_0>: No space left on device (28)"
+    ),
+    "disk full": raised("OSError: [Errno 28] No space left on device"),
+    "no compiler": raised("RuntimeError: Could not find nvcc and default cuda_home='/usr/local/cuda' doesn't exist"),
+    "remote code": [
+        *STARTED,
+        "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig",
+        "  Value error, The repository /models/x contains custom code which must be executed to correctly load the "
+        "model. Please pass the argument `trust_remote_code=True` to allow custom code to be run. [type=value_error]",
+    ],
+    "read-only": raised("OSError: [Errno 30] Read-only file system: '/models/hub'"),
+    "permission": raised("PermissionError: [Errno 13] Permission denied: '/models/qwen/config.json'"),
+}  # fmt: skip
+
+
+def test_every_failure_has_a_journal():
+    assert list(JOURNALS) and {failure.name for failure in FAILURES} == set(JOURNALS)
+
+
+@pytest.mark.parametrize("name", JOURNALS)
+def test_a_well_known_failure_is_recognised(name):
+    found = server_failures.known(JOURNALS[name])
+    assert found is not None and found.name == name
+    assert found.remedy.endswith((".", ")")) and len(found.remedy) < 300
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [],
+        STARTED,
+        raised("ValueError: There is no module or parameter named 'lm_head' in LlamaForCausalLM"),
+        # Said on the way, of a server that failed for another reason.
+        [*STARTED, "INFO 11-21 [config.py:1] The argument `trust_remote_code` is to be used with Auto classes.",
+         *[f"line {number}" for number in range(20)], *raised("KeyError: 'layers.0'")],
+    ],
+)  # fmt: skip
+def test_what_is_not_known_is_not_guessed(lines):
+    assert server_failures.known(lines) is None
+
+
+def test_a_hang_of_nccl_is_told_before_anything_raises():
+    lines = [*STARTED, *["(VllmWorker rank=0 pid=9) INFO vLLM is using nccl==2.27.3"] * 3,
+             "(EngineCore_0 pid=8) INFO [shm_broadcast.py:466] No available shared memory broadcast block found in 60 "
+             "seconds. This typically happens when some processes are hanging"]  # fmt: skip
+    assert server_failures.known(lines).name == "NCCL"
+
+
+def test_the_kernel_ended_it():
+    assert server_failures.known(STARTED, "oom-kill").name == "memory"
+
+
+@pytest.mark.parametrize(
+    ("lines", "cause"),
+    [
+        ([], ""),
+        (["INFO all is well"], ""),
+        (
+            [
+                "(EngineCore pid=9) ERROR 11-21 05:06:44 [core.py:402] Traceback (most recent call last):",
+                "(EngineCore pid=9) ERROR 11-21 05:06:44 [core.py:402] torch.OutOfMemoryError: CUDA out of memory.",
+                "(APIServer pid=7) RuntimeError: Engine core initialization failed. See root cause above. Failed: {}",
+            ],
+            "torch.OutOfMemoryError: CUDA out of memory.",
+        ),
+        (
+            ["Traceback (most recent call last):", '  File "x"', "ValueError: no such model"],
+            "ValueError: no such model",
+        ),
+        (["usage: vllm serve", "vllm serve: error: unrecognized arguments: --x"], "vllm serve: error: unrecognized "
+         "arguments: --x"),
+        (["KeyboardInterrupt"], "KeyboardInterrupt"),
+        (["OSError: [Errno 98] Address already in use", "done"], "OSError: [Errno 98] Address already in use"),
+    ],
+)  # fmt: skip
+def test_the_cause_is_the_first_process_exception(lines, cause):
+    assert server_failures.cause(lines) == cause
+
+
+def test_the_last_lines_that_say_something():
+    assert server_failures.tail(["a", "", "b ", "c"], 2) == ["b", "c"]
