@@ -68,7 +68,7 @@ class Repositories:
             locked = release_fetch.Locked("vllm", version, frozenset([SDISTS[version]]))
             fetcher = release_fetch.Fetcher(settings, [], "3.11", self.folder, lambda *words: None)
             (name,) = fetcher.fetch([locked])
-            subprocess.run(["tar", "-xzf", self.folder / name, "-C", self.folder], check=True)
+            subprocess.run(["tar", "--no-same-owner", "-xzf", self.folder / name, "-C", self.folder], check=True)
             for words in (
                 ["init", "--quiet", "--initial-branch=main", "."],
                 ["add", "--force", "--all"],
