@@ -72,6 +72,14 @@ def whole_wheelhouse(wheels: Path, release: str) -> bool:
     return manifest.get("release") == release and all((wheels / name).is_file() for name in manifest["files"])
 
 
+def first_progress(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the progress of a job is before it says something."""
+    return {
+        "job": job["id"], "release": job["candidate"]["release"], "state": "running", "phase": "", "text": "starting",
+        "detail": "", "began": time.time(), "since": time.time(), "log": job["log"],
+    }  # fmt: skip
+
+
 class Job:
     """One installation: what it is for, where it works, what it says.
 
@@ -97,10 +105,7 @@ class Job:
         self._reserve = work / "reserve"
         self._reserve.write_bytes(b"." * 65536)
         self._log = open(job["log"], "a", encoding="utf-8", errors="replace")  # noqa: SIM115 - open for all its life
-        self._progress: dict[str, Any] = {
-            "job": job["id"], "release": self.candidate["release"], "state": "running", "phase": "", "text": "",
-            "detail": "", "began": time.time(), "since": time.time(), "log": job["log"],
-        }  # fmt: skip
+        self._progress = first_progress(job)
 
     # --- what it says ---------------------------------------------------------------------------------------------
 

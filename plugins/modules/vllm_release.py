@@ -512,8 +512,8 @@ class Releases:
             "releases": str(self.releases),
             "log": self.options["log"],
         }
-        with contextlib.suppress(FileNotFoundError):
-            (work / release_job.PROGRESS).unlink()
+        # Until the job says so itself.
+        write_json(work / release_job.PROGRESS, release_job.first_progress(job), durable=False)
         # URLs may hold a login.
         path = work / "job.json"
         write_json(path, job, mode=0o600)

@@ -85,7 +85,7 @@ class Tiny:
         :param change: keys of the candidate with other values
         """
         says = says or vllm
-        parts = {name: "" for name in MODULES}
+        parts = dict.fromkeys(MODULES, "")
         cli = {"serve": "", "main": SAY.format(says=says)}
         parts |= {f"vllm/entrypoints/cli/{name}.py": text for name, text in cli.items()}
         parts |= {f"vllm/v1/engine/{name}.py": "" for name in ("core", "async_llm")}
@@ -158,6 +158,8 @@ class Index:
                 self.wfile.write(body[:count])
 
         self.server = http.server.ThreadingHTTPServer((ADDRESS, 0), Handler)
+        # Whoever asks may be killed before the answer.
+        self.server.handle_error = lambda request, address: None
         self.url = f"http://{ADDRESS}:{self.server.server_port}/simple"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
