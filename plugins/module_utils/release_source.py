@@ -633,8 +633,10 @@ def build_vllm(
     for pattern in ("lib*", "bdist*"):
         for folder in (work / "src" / "build").glob(pattern):
             shutil.rmtree(folder)
-    removed = read_json(work / "build" / "source.json").get("removed", [])
-    origin = f"{source['repository']}@{source['commit']}"
+    made_of = read_json(work / "build" / "source.json")
+    removed = made_of.get("removed", [])
+    # Of a tag, too, the commit is written down.
+    origin = f"{source['repository']}@{made_of.get('commit') or source['commit']}"
     what = Building("vllm", origin, work / "src", variables, notes, removed)
 
     def finish(wheel: Path) -> None:
