@@ -52,7 +52,8 @@ def ended(path):
     """Add a line to the file that says how the server ended, unless it ended well."""
     if os.environ.get("SERVICE_RESULT", "success") == "success":
         return
-    command = ["journalctl", f"_SYSTEMD_INVOCATION_ID={os.environ.get('INVOCATION_ID', '')}", f"--lines={LINES}",
+    run = os.environ.get("INVOCATION_ID", "")
+    command = ["journalctl", f"_SYSTEMD_INVOCATION_ID={run}", "+", f"INVOCATION_ID={run}", f"--lines={LINES}",
                "--no-pager", "--quiet", "--output=cat"]  # fmt: skip
     try:
         lines = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False).stdout.splitlines()

@@ -718,10 +718,14 @@ class Server:
         except (ValueError, LookupError, TypeError):
             return None, f"its answer to {path} is none of vLLM's"
 
-    def journal(self, invocation="", count=JOURNAL_LINES):
-        """Return the journal's last lines of one run of the server, of the newest one by default."""
+    def journal(self, invocation="", count=JOURNAL_LINES, systemd=True):
+        """Return the journal's last lines of one run of the server, of the newest one by default.
+
+        What systemd itself says of that run is among them: it is all that there is when the program can't be started.
+        """
         invocation = invocation or self.properties().get("InvocationID", "")
         match = [f"_SYSTEMD_INVOCATION_ID={invocation}"] if invocation else ["--unit", self.name]
+        match += ["+", f"INVOCATION_ID={invocation}"] if invocation and systemd else []
         _code, stdout, _stderr = self.module.run_command(
             ["journalctl", *match, f"--lines={count}", "--no-pager", "--quiet", "--output=cat"]
         )
@@ -808,7 +812,8 @@ class Run:
 
     def line(self):
         """Return the server's last line in the journal."""
-        return "".join(server_failures.tail(self.server.journal(self.waiting["invocation"], 5), 1))[:PROGRESS_WIDTH]
+        lines = self.server.journal(self.waiting["invocation"], 5, systemd=False)
+        return "".join(server_failures.tail(lines, 1))[:PROGRESS_WIDTH]
 
     def go_on(self, target, now, line):
         """Say how far it is, and that there is more to wait for."""

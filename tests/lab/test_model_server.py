@@ -291,7 +291,7 @@ def test_a_change_is_kept_and_restarts_once(site):
         (TWO, {"model": "dies"}, "torch.OutOfMemoryError: CUDA out of memory."),
         (BROKEN, {"model": "good", "max_num_seqs": 2}, "torch.OutOfMemoryError: CUDA out of memory."),
         (TWO, {"model": "hangs"}, "did not answer within 6 s"),
-        (ONE, {"model": "good", "open_files": 4}, "Too many open files"),
+        (ONE, {"model": "good", "open_files": 4}, "Main process exited"),
     ],
     ids=["bad engine config", "bad release", "hangs and ignores SIGTERM", "bad unit"],
 )
