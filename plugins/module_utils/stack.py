@@ -504,7 +504,8 @@ def _candidate(
         "source": source,
         "requires": {
             "driver": requires.get("driver", ""),
-            "toolkit": requires.get("toolkit", ""),
+            # Its compiler makes vLLM, and FlashInfer's kernels at run time; a wheel without FlashInfer needs none.
+            "toolkit": requires.get("toolkit", "") if source or flashinfer else "",
             "arch": list(requires.get("arch") or []),
         },
         "environment": _texts(stack.get("environment")),

@@ -143,6 +143,11 @@ def test_a_candidate_has_what_its_way_needs():
     assert len({one["release"] for one in made()}) == 6
 
 
+def test_only_what_compiles_needs_the_toolkit():
+    needs = [bool(one["requires"]["toolkit"]) for one in made({"requires": {"toolkit": "12.8"}})]
+    assert needs == [True, True, False, True, True, True]  # all but the wheel without FlashInfer
+
+
 def test_the_wheels_alias_is_not_recorded_where_vllm_is_built():
     change = {"distribution_aliases": {"vllm": "0.10.2", "other": "1"}}
     assert [one["aliases"] for one in made({**change, "flashinfer": None})] == [
