@@ -34,7 +34,7 @@ from typing import Any
 
 from . import stack
 from .release_fetch import sha256_of
-from .release_plan import JobError
+from .release_plan import JobError, Refused
 
 try:
     import tomllib
@@ -602,7 +602,14 @@ def build_wheels(candidate: Mapping[str, Any], work: Path, tools: Mapping[str, A
     made = []
     for path in sources:
         name = stack.normal(path.name.rsplit("-", 1)[0])
-        made.append(build(Building(name, path.name, path, in_environment(venv)), work, venv, tools, run, say))
+        try:
+            made.append(build(Building(name, path.name, path, in_environment(venv)), work, venv, tools, run, say))
+        except JobError as error:
+            if error.remedy:
+                raise
+            # It won't build the next time either; another candidate may have another version of it, or do without.
+            advice = f"Read the log, or lock another version of {name}."
+            raise Refused(error.message, error.piece, advice, error.tail) from error
     if candidate["source"]:
         made.append(build_vllm(candidate, work, venv, tools, run, say))
     return made

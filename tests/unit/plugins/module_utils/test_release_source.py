@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.phoenix.hypervisor.plugins.module_utils import release_source as source
-from ansible_collections.phoenix.hypervisor.plugins.module_utils.release_plan import JobError
+from ansible_collections.phoenix.hypervisor.plugins.module_utils.release_plan import JobError, Refused
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -497,6 +497,15 @@ def test_a_build_that_fails_says_the_compilers_words(tmp_path, job, sdist):
     assert caught.value.message.endswith("failed: a.cpp:1:10: fatal error: numa.h: No such file or directory")
     assert "numa.h" in caught.value.remedy
     assert not list((tmp_path / "wheels").glob("*.whl"))
+
+
+def test_what_cannot_be_built_is_refused_so_that_another_candidate_follows(tmp_path, job, sdist):
+    lines = ("custom_backend.py: error: this release wants another torch",)
+    job.instead = {"build": builds(tmp_path, lines=lines, code=1), "venv": environment, "install": environment}
+    with pytest.raises(Refused, match="this release wants another torch") as caught:
+        source.build_wheels(sdist, tmp_path, {"uv": "uv"}, job.run, job.say)
+    assert caught.value.piece == "flashinfer-python"
+    assert caught.value.remedy
 
 
 def test_nothing_to_build_makes_no_environment(tmp_path, job):
