@@ -293,11 +293,13 @@ class Web:
 class Place:
     """An index, or a folder or page of files."""
 
-    def __init__(self, web: Web, url: str, index: bool, timeout: float, pauses: Sequence[float] = PAUSES) -> None:
+    def __init__(self, web: Web, url: str, index: bool, timeout: float, extra: bool = False) -> None:
         self.web = web
         self.index = index
         self.timeout = timeout
-        self.pauses = pauses
+        # What is asked only for what no other place has.
+        self.extra = extra
+        self.pauses = PAUSES[:1] if extra else PAUSES
         self.url = url if "://" in url else Path(url).resolve().as_uri()
         self.local = self.url.startswith("file:")
         self.dead = ""
@@ -379,7 +381,7 @@ class Fetcher:
         places += [Place(web, url, True, patience) for url in settings.indexes]
         # A stable sort: what is on this machine first, and in the order of the settings.
         self.places = sorted(places, key=lambda place: not place.local)
-        self.places += [Place(web, url, True, min(patience, EXTRA_TIMEOUT), PAUSES[:1]) for url in extra]
+        self.places += [Place(web, url, True, min(patience, EXTRA_TIMEOUT), True) for url in extra]
         self.web = web
         self.python = python
         self.folder = folder
@@ -441,14 +443,18 @@ class Fetcher:
         unsure: list[Link] = []
         others = False
         for place in self.places:
+            if place.extra and unsure:
+                break
             ranked = [(self._rank(link.name, entry), link) for link in place.links(entry.name)]
             fitting = [link for value, link in sorted(ranked, key=lambda pair: -pair[0]) if value]
+            if place.local:
+                fitting = [link if link.sha256 else with_hash(link) for link in fitting]
             sure = [link for link in fitting if link.sha256 in entry.hashes]
             if sure and not unsure:
                 return sure[:1]
             unsure += [*sure, *(link for link in fitting if not link.sha256)]
             others = others or any(link.sha256 and link.sha256 not in entry.hashes for link in fitting)
-            if sure or (place.local and unsure):
+            if sure:
                 return unsure
         if unsure:
             return unsure
@@ -491,7 +497,12 @@ class Fetcher:
             path = self.folder / link.name
             part = path.with_name(f"{path.name}.part")
             try:
+                resumed = part.exists()
                 digest = self._download(link, part, lambda count: self._tell(count, 0, total, files))
+                if resumed and digest not in entry.hashes:
+                    # What was there of it may have been of another file.
+                    part.unlink()
+                    digest = self._download(link, part, lambda count: self._tell(count, 0, total, files))
             except Unreachable as error:
                 problem = f"{without_secrets(link.url)} can't be downloaded: {error}"
                 continue
@@ -564,6 +575,15 @@ def sha256_of(path: Path) -> str:
         for block in iter(lambda: file.read(BLOCK), b""):
             digest.update(block)
     return digest.hexdigest()
+
+
+def with_hash(link: Link) -> Link:
+    """Return a link to a file on this machine with the hash that the file has."""
+    path = Path(urllib.parse.unquote(urllib.parse.urlsplit(link.url).path))
+    try:
+        return Link(link.url, link.name, sha256_of(path), path.stat().st_size)
+    except OSError:
+        return link
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

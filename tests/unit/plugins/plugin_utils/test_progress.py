@@ -49,7 +49,8 @@ def test_one_call_is_enough_when_nothing_runs(said):
 
 
 def test_it_goes_on_until_the_work_is_done(said):
-    action = Action(running("a", again={"job": "1"}), running("a", again={"job": "1"}), running("b"), {"changed": False})
+    first = running("a", again={"job": "1"})
+    action = Action(first, first, running("b"), {"changed": False})
     result = progress.follow(action, HOST)
     assert result["changed"] is True, "the first call started something"
     assert action.calls[0] == {"releases": "/r"} and action.calls[1] == {"releases": "/r", "job": "1"}
