@@ -253,7 +253,7 @@ def test_an_installation_that_was_killed_is_done_again(site):
     inside("cd /opt/vllm-releases/.uv-*/bin && mv uv uv.real && printf '%s\\n' '#!/bin/sh' "
            "'[ \"$1\" = venv ] && exec \"$0.real\" \"$@\"' 'timeout -s KILL 1 \"$0.real\" \"$@\"' >uv && chmod 755 uv")
     said = site.refused("vllm_stack", vllm_stack_folder=str(stacks))
-    assert "installing the packages failed" in said and "The live release was not touched" in said
+    assert "uv pip install failed" in said and "The live release was not touched" in said
     assert inside("readlink /opt/vllm") == live
     inside("cd /opt/vllm-releases/.uv-*/bin && mv uv.real uv")
     assert site.good("vllm_stack", vllm_stack_folder=str(stacks)) == 1
