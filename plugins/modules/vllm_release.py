@@ -266,7 +266,9 @@ PROPERTIES = "ActiveState,Result,ExecMainStatus,Description"
 NEWS = 10.0
 # Of this process's environment, what says how the network is reached.
 PASSED = re.compile(r"(?:PIP|UV)_\w+|(?:https?|no|all)_proxy|SSL_CERT_\w+|REQUESTS_CA_BUNDLE|GIT_\w+", re.I)
-AT_FDCWD, RENAME_EXCHANGE = -100, 2
+# Of renameat2(2).
+AT_FDCWD = -100
+RENAME_EXCHANGE = 2
 
 
 class Releases:
