@@ -59,9 +59,14 @@ test-lab: $(DEV) lab-up ## The modules, the connection and the lab itself, on re
 test-molecule: $(DEV) lab-up ## The lineage 900 → 901 → 921 from nothing, twice
 	@tools/step "molecule default" molecule test -s default
 
-test-full: test test-properties test-campaigns ## All tests, and what is too slow for every change
+test-full: test test-properties test-parser test-campaigns ## All tests, and what is too slow for every change
 
-.PHONY: test-properties test-campaigns
+.PHONY: test-properties test-parser test-campaigns
+test-parser: $(DEV) ## What vLLM's own parsers make of 5,000 engine configs each
+	@tools/parser_environment 0.32.0
+	@tools/parser_environment 0.10.2
+	@tools/step "parsers of vLLM" python -m pytest tests/parser
+
 test-campaigns: $(DEV) lab-up ## Faults at every place, on real containers
 	@tools/step "campaigns" python -m pytest -m "lab and full" tests/lab
 

@@ -45,8 +45,8 @@ HIDDEN = "(hidden)"
 
 _NAME = re.compile(r"[a-z][a-z0-9-]*")
 _PLAIN_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?")
-# vLLM has fractions with powers of 1000 only.
-_SIZE = re.compile(r"[0-9]+(\.[0-9]+)?[kmgt]|[0-9]+[KMGT]?|-1")
+# vLLM has fractions with powers of 1000 only, and no t before 0.32.
+_SIZE = re.compile(r"[0-9]+(\.[0-9]+)?[kmg]|[0-9]+[KMG]?|-1")
 # Arguments whose choices vLLM takes in small and capital letters.
 _ANY_CASE = frozenset({"attention-backend", "quantization"})
 _SHOWN_LENGTH = 60
@@ -299,7 +299,7 @@ def _words(name: str, value: Any, entry: Mapping[str, Any]) -> Any:
         raise _WrongValue("it must be a number")
     elif kind == "size" and not _SIZE.fullmatch(word) and not (word == "auto" and entry.get("auto", False)):
         auto = ", or auto" if entry.get("auto") else ""
-        raise _WrongValue(f"it must be an integer, or one with k, m, g or t (powers of 1000) or K, M, G or T{auto}")
+        raise _WrongValue(f"it must be an integer, or one with k, m or g (powers of 1000) or K, M or G{auto}")
     _one_of_choices(name, word, entry)
     if name == "port" and not 1024 <= int(word) <= 65535:
         raise _WrongValue("the server is no superuser, so use a port from 1024 to 65535")
