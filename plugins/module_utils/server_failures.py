@@ -141,6 +141,12 @@ FAILURES = (
         "The server may have too few files open: raise vllm_model_server_open_files.",
     ),
     _failure(
+        "sandbox",
+        r"failed at step (?:namespace|seccomp|capabilities)|failed to set up mount namespacing",
+        "systemd can't make the service's sandbox in this container. An unprivileged container needs nesting for it: "
+        "add nesting=1 to pct_options in the JSON.",
+    ),
+    _failure(
         "shared memory",
         r"no space left on device.*(?:shm|torch_)|(?:shm|torch_).*no space left on device|bus error",
         "/dev/shm in the container is full: what a server that was killed left there goes with a restart of the "

@@ -830,6 +830,8 @@ class Run:
 
     def last_words(self, now):
         """Return (what happened, why, what to do) of a server that ended."""
+        # What was said in the last moment may not be in the journal yet.
+        self.module.run_command(["journalctl", "--sync"])
         lines = self.server.journal(self.waiting["invocation"])
         why = server_failures.cause(lines)
         known = server_failures.known(lines, now.get("Result", ""))

@@ -80,6 +80,12 @@ JOURNALS = {
         *raised("AttributeError: '_OpNamespace' '_C' object has no attribute 'init_cpu_memory_env'"),
     ],
     "open files": [*STARTED, f"{API}OSError: [Errno 24] Too many open files"],
+    "sandbox": [
+        "vllm_model_server.service: Failed to set up mount namespacing: /run/systemd/unit-root/: Permission denied",
+        "vllm_model_server.service: Failed at step NAMESPACE spawning /opt/vllm-releases/x/bin/vllm: Permission denied",
+        "vllm_model_server.service: Main process exited, code=exited, status=226/NAMESPACE",
+        "vllm_model_server.service: Failed with result 'exit-code'.",
+    ],
     "shared memory": raised(
         "RuntimeError: unable to write to file </torch_812_3106519472_0>: No space left on device (28)"
     ),
