@@ -323,14 +323,14 @@ def ended(properties: Mapping[str, str], phase: str, limit: str) -> JobError:
         return JobError(
             f"The container's memory was not enough{doing}: the kernel ended the installation.",
             "memory",
-            "Give the container more memory (memory_mb), or build with fewer jobs (vllm_stack_build: {max_jobs: 1}), "
+            "Give the container more memory (memory_mb), or build with fewer jobs (vllm_stack_max_jobs: 1), "
             "and run again: what was done is gone on with.",
         )
     if result == "timeout":
         return JobError(
             f"The installation took longer than its time limit of {limit}{doing}.",
             "time",
-            "Raise vllm_stack_build: {time_limit: …} and run again: what was done is gone on with.",
+            "Raise vllm_stack_time_limit and run again: what was done is gone on with.",
         )
     if result in ("signal", "core-dump", "watchdog"):
         number = properties.get("ExecMainStatus", "")
@@ -355,7 +355,7 @@ def explain(output: str, python: str = "") -> str:
     if "no interpreter found" in text or "no python" in text:
         return (
             f"The container has no Python {python}: use a template that has it (Debian 12 has 3.11), or name a mirror "
-            "of Python builds (vllm_stack_places: {python_mirror: …})."
+            "of Python builds (vllm_stack_python_mirror)."
         )
     if any(word in text for word in ("certificate", "unknownissuer", "ssl")):
         return (
