@@ -43,6 +43,15 @@ def _run(folder: Path, overrides: dict, limit: str = "ctid_921") -> subprocess.C
             {"921": {"vllm_engine_config": {"ModelConfig": {"max_modl_len": 5}}}}, "ctid_921",
             "the nearest that it has is max_model_len", id="engine argument",
         ),
+        pytest.param(
+            {"921": {"vllm_stack": "vllm-0.10.2-cu128", "gpu_assignment": "0",
+                     "vllm_engine_config": {"ParallelConfig": {"tensor_parallel_size": 2}}}}, "ctid_921",
+            "tensor_parallel_size is 2, and gpu_assignment gives the container 1 GPU (0)", id="GPUs",
+        ),
+        pytest.param(
+            {ctid: {"vllm_stack": "vllm-0.10.2-cu128", "gpu_assignment": "0"} for ctid in ("921", "950")},
+            "ctid_921,ctid_950", "the model servers on GPU 0 want 1.8 of its memory together", id="one GPU for two",
+        ),
         pytest.param({"921": {"memory_mb": "much"}}, "ctid_921", "CTID 921, key memory_mb", id="value"),
         pytest.param({"901": {"clone_from_ctid": "921"}}, "ctid_921", "clone_from_ctid", id="circle"),
         pytest.param({}, "ctid_999", "CTID 999", id="unknown CTID"),
