@@ -3,6 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import os
@@ -12,6 +13,7 @@ import pytest
 import yaml
 from ansible_collections.phoenix.hypervisor.plugins.module_utils import engine_args
 from ansible_collections.phoenix.hypervisor.plugins.module_utils.engine_args import EngineConfigError
+from engine_configs import configs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -271,6 +273,63 @@ def test_secrets_are_hidden_and_never_in_a_message():
         with pytest.raises(EngineConfigError) as error:
             words(mistake)
         assert "s3cret" not in str(error.value)
+
+
+def parser_of(table: dict) -> argparse.ArgumentParser:
+    """A parser of Python's with the arguments of a table. tests/parser has vLLM's own."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    for name, entry in table["flags"].items():
+        how = {
+            "boolean": {"action": argparse.BooleanOptionalAction},
+            "switch": {"action": "store_true"},
+            "integer": {"type": int},
+            "number": {"type": float},
+            "object": {"type": str if "words" in entry else json.loads},
+            "list": {"nargs": "+", "type": int if "items" in entry else str},
+            "repeated": {"action": "append", "default": []},
+        }.get(entry["kind"], {})
+        choices = {"choices": [how.get("type", str)(word) for word in entry["choices"]]} if "choices" in entry else {}
+        parser.add_argument(f"--{name}", dest=name, **choices, **how)
+    return parser
+
+
+def expected(kind: str, entry: dict, content) -> object:
+    """What a parser should have for a value."""
+    if kind in ("list", "repeated"):
+        items = content if isinstance(content, list) else [content]
+        number = "items" in entry
+        return [item if number else json.dumps(item) if isinstance(item, dict) else word_of(item) for item in items]
+    if kind == "object" and "words" in entry:
+        return content if isinstance(content, str) else json.dumps(content)
+    if kind == "object":
+        return json.loads(content) if isinstance(content, str) else content
+    if kind in ("boolean", "switch"):
+        return content
+    return {"integer": int, "number": float}.get(kind, word_of)(content)
+
+
+def word_of(value) -> str:
+    return value if isinstance(value, str) else repr(value)
+
+
+@pytest.mark.parametrize("table", [TABLE, TABLE_0_10], ids=lambda table: table["vllm"])
+def test_any_config_arrives(table):
+    parser = parser_of(table)
+    nothing = vars(parser.parse_args([]))
+
+    @given(configs(table))
+    @settings(max_examples=150, deadline=None)
+    def run(case):
+        model, config, declared = case
+        named, arguments = engine_args.split_model(engine_args.flatten(config))
+        assert named == model
+        got = vars(parser.parse_args(words_of_vllm(engine_args.render(engine_args.check(arguments, table), table))))
+        for name, entry in declared.items():
+            wanted = expected(entry["kind"], table["flags"][name], entry["value"])
+            assert got.pop(name) == wanted
+        assert all(value == nothing[name] for name, value in got.items())
+
+    run()
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")))
