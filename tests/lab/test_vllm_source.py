@@ -22,68 +22,16 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ansible_collections.phoenix.hypervisor.plugins.module_utils import release_fetch
 from lab_modules import OSTEMPLATE, ROOT, destroy, inside, pct, require_lab, wait_until
 from tiny_stack import Index, Tiny, make_wheel, sha256
+from vllm_repositories import COMPILED, HOST, Repositories
 
 pytestmark = pytest.mark.lab
 
 VMID, ADDRESS = 616, "10.92.0.216"
-HOST, PORT = "10.92.0.1", 9616
 STACKS = ROOT / "tests" / "lab" / "stacks"
 RELEASES = "/opt/vllm-releases"
 LOG = "/var/log/vllm-release.log"
-# vLLM's source distributions, by version.
-SDISTS = {
-    "0.10.2": "57608f44cf61f5d80fb182c98e06e524cb2925bb528258a7b247c8e43a52d13e",
-    "0.32.0": "d2c957d5eee3d0985012151315ddc62cbe0cd368fc96a5fc3510438d9dddf2ad",
-}
-# The same author at the same time makes the same commit everywhere: the stacks name it.
-AUTHOR = {"NAME": "lab", "EMAIL": "lab@example.com", "DATE": "2025-09-13T00:00:00Z"}
-GIT = {f"GIT_{who}_{key}": value for who in ("AUTHOR", "COMMITTER") for key, value in AUTHOR.items()}
-COMPILED = {
-    "vllm": {"version": "0.10.2+cpu"},
-    "build": {
-        # AVX-512 would want oneDNN's sources, from a server on the internet.
-        "environment": {"VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_DISABLE_AVX512": "true"},
-        "packages": ["git", "g++", "python3-dev", "libnuma-dev", "ccache"],
-    },
-}
-
-
-class Repositories:
-    """A git server with vLLM's sources as they were published."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        (folder / "served").mkdir()
-        where = [f"--base-path={folder}/served", f"--listen={HOST}", f"--port={PORT}"]
-        self.server = subprocess.Popen(["git", "daemon", "--export-all", *where], stderr=subprocess.DEVNULL)
-
-    def url(self, version: str) -> str:
-        """The address of the repository of a version."""
-        served = self.folder / "served" / f"vllm-{version}.git"
-        if not served.exists():
-            settings = release_fetch.read_settings({}, os.environ, ["/etc/pip.conf"])
-            locked = release_fetch.Locked("vllm", version, frozenset([SDISTS[version]]))
-            fetcher = release_fetch.Fetcher(settings, [], "3.11", self.folder, lambda *words: None)
-            (name,) = fetcher.fetch([locked])
-            subprocess.run(["tar", "--no-same-owner", "-xzf", self.folder / name, "-C", self.folder], check=True)
-            for words in (
-                ["init", "--quiet", "--initial-branch=main", "."],
-                ["add", "--force", "--all"],
-                ["commit", "--quiet", "--message", f"vllm-{version}, as published"],
-                ["clone", "--quiet", "--bare", ".", served],
-            ):
-                environment = {**os.environ, **GIT, "GIT_CONFIG_GLOBAL": "/dev/null"}
-                subprocess.run(["git", *words], cwd=self.folder / f"vllm-{version}", env=environment, check=True)
-        return f"git://{HOST}:{PORT}/vllm-{version}.git"
-
-    def stop(self) -> None:
-        """End the server and the process that it started."""
-        subprocess.run(["pkill", "-P", str(self.server.pid)], check=False)
-        self.server.terminate()
-        self.server.wait(10)
 
 
 class Site:

@@ -16,7 +16,6 @@ import urllib.request
 from collections.abc import Iterator
 
 import pytest
-import yaml
 from lab_modules import inside, require_lab, wait_until
 from stack_site import Site, clean, cut, live, mend, record
 from tiny_stack import Index, Tiny, make_wheel, sha256
@@ -43,23 +42,9 @@ class TinySite(Site):
             "vllm_stack_index": self.index.url,
         }
 
-    def write(self, vllm: str = "1.0", says: str = "", blob: str = "", **more) -> None:
-        """Write the stack: one version of vLLM, and what it says that it is.
-
-        :param blob: a further requirement
-        :param more: keys of its C(stack.yml)
-        """
-        made = self.tiny.candidate(vllm, says)
-        folder = self.stacks / "tiny"
-        folder.mkdir(parents=True, exist_ok=True)
-        stack = {
-            "name": "tiny", "method": "wheel", "python": "3.11", "gpu": False, "uv": made["uv"],
-            "torch": {"version": "9.9.0", "cuda": "cpu"}, "vllm": {"version": vllm}, **more,
-        }  # fmt: skip
-        (folder / "stack.yml").write_text(yaml.safe_dump(stack))
-        (folder / "requirements.lock").write_text(made["requirements"] + blob)
-        # Where something is built there must be one.
-        (folder / "build.lock").write_text(made["requirements"].split("vllm==")[0])
+    def write(self, vllm: str = "1.0", says: str = "", **more) -> None:
+        """Write the stack: one version of vLLM, what it says that it is, and further keys of its C(stack.yml)."""
+        self.tiny.write(self.stacks, vllm, says, **more)
 
     def wheel(self, name: str, version: str, files: dict[str, str]) -> str:
         """Make a wheel and give its hash."""

@@ -106,6 +106,24 @@ class Tiny:
         }  # fmt: skip
         return {"release": stacks.release_name(made), **made}
 
+    def write(self, stacks_folder: Path, vllm: str = "1.0", says: str = "", **more) -> None:
+        """Write the stack C(tiny) into a folder of stacks.
+
+        :param vllm: its version, and C(says) what it says that it is
+        :param more: keys of its C(stack.yml)
+        """
+        made = self.candidate(vllm, says)
+        folder = stacks_folder / "tiny"
+        folder.mkdir(parents=True, exist_ok=True)
+        stack = {
+            "name": "tiny", "method": "wheel", "python": "3.11", "gpu": False, "uv": made["uv"],
+            "torch": {"version": "9.9.0", "cuda": "cpu"}, "vllm": {"version": vllm}, **more,
+        }  # fmt: skip
+        (folder / "stack.yml").write_text(yaml.safe_dump(stack))
+        (folder / "requirements.lock").write_text(made["requirements"])
+        # A FlashInfer with hashes of its own may be a source distribution: there must be what would build it.
+        (folder / "build.lock").write_text(made["requirements"].split("vllm==")[0])
+
 
 class Index:
     """A simple index of a folder's files on the lab's bridge, without hashes, as small mirrors are.
