@@ -264,15 +264,20 @@ UNIT_FOLDER = "/etc/systemd/system"
 GUARD = "/usr/local/libexec/vllm_model_server/guard.py"
 CACHE = "/var/cache/vllm"
 # The group reads the engine config, nobody else: an API key may be in it. Secrets are read by systemd, which is root.
-CONFIG_MODE, SECRETS_MODE, UNIT_MODE = 0o640, 0o600, 0o644
+CONFIG_MODE = 0o640
+SECRETS_MODE = 0o600
+UNIT_MODE = 0o644
 # A loaded server answers a short question in well under a second; one that is busy may need its time.
 ANSWER_TIMEOUT = 120
 JOURNAL_LINES = 400
 SHOWN_LINES = 25
 # Of the journal in a line of progress.
 PROGRESS_WIDTH = 140
-# Seconds: between two looks; after which a new line of the server is worth a call of its own; between looks at that.
-LOOK, NEWS, LINE = 0.5, 8.0, 2.0
+# Seconds between two looks at the server.
+LOOK = 0.5
+# Seconds after which a new line of the server is worth a call of its own, and between two looks at that.
+NEWS = 8.0
+LINE = 2.0
 
 
 class ServerError(Exception):
