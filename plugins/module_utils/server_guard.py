@@ -44,7 +44,8 @@ def settle():
         now = used()
         if len(now) == len(before) and all(abs(one - other) <= STILL for one, other in zip(now, before)):
             return
-        print(f"GPU memory in use changes ({before} MiB, {now} MiB): another server starts or ends, waiting for it")
+        sys.stdout.write(f"GPU memory changes ({before}, {now} MiB): another server starts or ends, waiting for it\n")
+        sys.stdout.flush()
         before = now
 
 
@@ -86,4 +87,4 @@ if __name__ == "__main__":
     elif len(sys.argv) == 3 and sys.argv[1] == "ended":
         ended(sys.argv[2])
     else:
-        sys.exit("usage: guard.py settle | guard.py ended FILE")
+        raise SystemExit("usage: guard.py settle | guard.py ended FILE")
