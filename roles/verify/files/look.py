@@ -69,8 +69,8 @@ def main(unit):
         with open(os.path.join(release, "release.json"), encoding="utf-8") as file:
             record = json.load(file)
     except (OSError, ValueError):
-        if release:
-            problems.append(f"{release} has no release.json: it was not installed by the role vllm_stack, or not whole")
+        # A vLLM that a site installed in its own way: there is nothing to compare it with.
+        pass
     expected = {**locked(release), **{name: record[name] for name in ("vllm", "torch") if name in record and there}}
     for name, version in sorted(expected.items()):
         # A build's own mark (+cpu, +cu128) is written in the file's name as it is, or not at all.
