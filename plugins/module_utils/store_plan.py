@@ -164,10 +164,15 @@ class Builder:
     age: float = math.inf
 
     @property
+    def goes_on(self) -> bool:
+        """Does it work at this moment, whatever its play does?"""
+        builds = self.unit and self.progress.get("state", "running") == "running"
+        return self.runs and (builds or self.packages)
+
+    @property
     def works(self) -> bool:
         """Does it show a sign of life at this moment?"""
-        builds = self.unit and self.progress.get("state", "running") == "running"
-        return self.runs and (builds or self.packages or self.age < SILENCE)
+        return self.goes_on or (self.runs and self.age < SILENCE)
 
 
 NOBODY = Builder()
@@ -212,15 +217,20 @@ class Seen:
 class Step:
     """One thing to do, and its sentence for the user.
 
-    :ivar action: for a wheelhouse to give C(there), C(give), C(claim), C(own), C(busy), C(wait) or C(take over)
+    :ivar action: for a wheelhouse to give C(there), C(give), C(claim), C(own), C(busy), C(wait), C(postpone) or
+        C(take over)
     """
 
     action: str
     text: str
 
 
-def plan_given(seen: Seen, vmid: int, release: str, now: float) -> Step:
-    """How this container comes to its wheels."""
+def plan_given(seen: Seen, vmid: int, release: str, now: float, beside: Collection[int] = ()) -> Step:
+    """How this container comes to its wheels.
+
+    :param beside: containers whose plays may go on only when this one's does. To wait for such a play would be to wait
+        for ever; for what goes on inside without the play, it is not.
+    """
     if seen.inside:
         return Step("there", f"the wheels of {release} are in CTID {vmid} already")
     # What works on it has files open in that folder.
@@ -233,6 +243,9 @@ def plan_given(seen: Seen, vmid: int, release: str, now: float) -> Step:
     if seen.busy:
         return Step("busy", f"CTID {vmid} works on {release} at the moment, as CTID {seen.claim.vmid} does")
     if is_alive(seen.claim, seen.builder, now):
+        if seen.claim.vmid in beside and not seen.builder.goes_on:
+            text = f"CTID {vmid} comes back for the wheels of {release} when CTID {seen.claim.vmid} has made them"
+            return Step("postpone", text)
         return Step("wait", waiting(seen.claim, seen.builder, release))
     silent = f"of which nothing was heard for {now - seen.claim.heard:.0f} s"
     return Step("take over", f"CTID {vmid} makes the wheels of {release} instead of CTID {seen.claim.vmid}, {silent}")

@@ -64,6 +64,14 @@ options:
     description: How many wheelhouses stay at most. One that is claimed or being given stays in any case.
     type: int
     default: 5
+  beside:
+    description:
+      - CTIDs of the play's other containers. With Ansible's usual strategy they don't go on before this task has ended,
+        so it doesn't wait for one of them to begin its work. It returns RV(postponed) then, and is to be called again
+        after the tasks that make the wheels.
+    type: list
+    elements: int
+    default: []
   wait:
     description:
       - Seconds that one call of the module waits for another container. The task itself waits on, calls it again, and
@@ -114,6 +122,11 @@ kept:
   returned: success
   type: bool
   sample: true
+postponed:
+  description: Whether a container of O(beside) is to make it first, and this module to be called again after that.
+  returned: success
+  type: bool
+  sample: false
 running:
   description: Whether another container makes it at the moment, and is worth to wait for.
   returned: success
@@ -226,7 +239,9 @@ class Task:
         self.wheels = params["wheels"] or f"{_WORK}/{self.release}/wheels"
         self.store = Store(params["store"])
         self.steps: list[str] = []
-        self.result: dict = {"sent": 0, "damaged": "", "removed": [], "running": False, "progress": "", "again": {}}
+        self.result: dict = {
+            "sent": 0, "damaged": "", "removed": [], "running": False, "postponed": False, "progress": "", "again": {},
+        }  # fmt: skip
         # What there was, and what there is after the steps; with check mode, what there would be.
         self.before = self.after = State()
 
@@ -267,7 +282,7 @@ class Task:
         end = time.monotonic() + self.module.params["wait"]
         while True:
             seen, found = self.look()
-            step = store_plan.plan_given(seen, self.vmid, self.release, time.time())
+            step = store_plan.plan_given(seen, self.vmid, self.release, time.time(), self.module.params["beside"])
             if step.action == "wait":
                 if seen.builder.works and not self.check:
                     # What one that waits has seen, the others needn't look for.
@@ -301,6 +316,7 @@ class Task:
             self.after = replace(self.after, inside=self.wheels)
             self._drop_claim()
             return True
+        self.result["postponed"] = action == "postpone"
         if action == "own" and not self.check:
             self.store.heard(self.release)
         return self._drop_claim() if action == "there" and seen.kept else False
@@ -446,6 +462,7 @@ def main() -> None:
             wheels=dict(type="str", default=""),
             store=dict(type="path", default=DEFAULT),
             keep=dict(type="int", default=KEEP),
+            beside=dict(type="list", elements="int", default=[]),
             wait=dict(type="int", default=0),
             timeout=dict(type="int", default=3600),
         ),

@@ -126,11 +126,29 @@ def test_two_at_once_one_makes_the_wheels(site):
     assert live(FIRST) == live(SECOND) != ""
     assert len(site.index.files()) == 3, "uv, torch and vllm, once"
     assert site.kept() == [live(FIRST)]
-    makes, waits = (FIRST, SECOND) if f"which CTID {FIRST} makes" in done.output else (SECOND, FIRST)
-    assert f"[ctid_{waits}] waits for the wheels of {live(FIRST)}, which CTID {makes} makes since" in done.line
+    text = f"CTID {{}} comes back for the wheels of {live(FIRST)} when CTID {{}} has made them"
+    assert (text.format(SECOND, FIRST) in done.line) is not (text.format(FIRST, SECOND) in done.line)
     assert list((site.store / "claims").iterdir()) == []
     again = site.good(FIRST, SECOND)
     assert again.count(FIRST, "changed") == again.count(SECOND, "changed") == 0
+
+
+def test_two_plays_at_once_one_makes_the_wheels(site):
+    site.index.pause = 5
+    makes = site.start(FIRST)
+    wait_until(lambda: list(site.store.glob("claims/tiny-*.json")), 60)
+    waits = site.good(SECOND)
+    assert site.end(makes).code == 0
+    assert live(FIRST) == live(SECOND) != ""
+    assert f"[ctid_{SECOND}] waits for the wheels of {live(FIRST)}, which CTID {FIRST} makes since" in waits.line
+    assert len(site.index.files()) == 3, "uv, torch and vllm, once"
+
+
+def test_hosts_that_do_not_keep_step(site):
+    site.index.pause = 5
+    site.good(FIRST, SECOND, strategy="free")
+    assert live(FIRST) == live(SECOND) != ""
+    assert len(site.index.files()) == 3
 
 
 def test_one_whose_maker_fails_makes_them_itself(site):

@@ -86,12 +86,15 @@ class Site:
         path.write_text(yaml.safe_dump({"all": groups}))
         return path
 
-    def start(self, *vmids: int, roles=("vllm_stack",), options=(), **variables) -> subprocess.Popen:
+    def start(
+        self, *vmids: int, roles=("vllm_stack",), options=(), strategy: str = "linear", **variables
+    ) -> subprocess.Popen:
         """Start a play of roles on some of the containers."""
         tasks = [{"ansible.builtin.include_role": {"name": f"phoenix.hypervisor.{name}"}} for name in roles]
         hosts = ":".join(f"ctid_{vmid}" for vmid in vmids)
-        play = self.folder / "play.yml"
-        play.write_text(yaml.safe_dump([{"hosts": hosts, "gather_facts": False, "tasks": tasks}]))
+        # Several may run at the same time.
+        play = self.folder / f"play-{'-'.join(map(str, vmids))}.yml"
+        play.write_text(yaml.safe_dump([{"hosts": hosts, "gather_facts": False, "strategy": strategy, "tasks": tasks}]))
         return self._start([str(play), *options], variables)
 
     def _start(self, words: list[str], variables: dict) -> subprocess.Popen:

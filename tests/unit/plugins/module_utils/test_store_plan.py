@@ -117,6 +117,23 @@ class TestPlanGiven:
     def test_actions(self, seen, action):
         assert plan_given(seen, 921, RELEASE, NOW).action == action
 
+    @pytest.mark.parametrize(
+        ("builder", "age", "action"),
+        [
+            (Builder(runs=True), 30, "postpone"),
+            # What was said last says nothing of what goes on.
+            (Builder(runs=True, age=5), 300, "postpone"),
+            (working, 300, "wait"),
+            (Builder(runs=True, packages=True), 300, "wait"),
+            (Builder(runs=True), 300, "take over"),
+        ],
+    )
+    def test_a_container_of_the_same_play(self, builder, age, action):
+        claim = Claim(922, NOW - 300, "", NOW - age)
+        assert plan_given(Seen(claim=claim, builder=builder), 921, RELEASE, NOW, [921, 922]).action == action
+        others = plan_given(Seen(claim=claim, builder=builder), 921, RELEASE, NOW, [921, 923]).action
+        assert others == ("wait" if action == "postpone" else action)
+
     def test_who_was_silent(self):
         step = plan_given(Seen(claim=self.other), 921, RELEASE, NOW)
         assert "instead of CTID 922, of which nothing was heard for 300 s" in step.text
