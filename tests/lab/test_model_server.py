@@ -162,7 +162,7 @@ class Site:
             "ansible_connection": "phoenix.hypervisor.pct", "ansible_pct_vmid": VMID, "ansible_host": "localhost",
             "ansible_pct_node_connection": "local", "ansible_python_interpreter": "/usr/bin/python3",
             "phoenix_node": "pve", "container_address": ADDRESS, "vllm_stack_name": "fake",
-            "vllm_model_server_stack_folder": str(self.folder / "stacks"), "vllm_model_server_ready_timeout": 60,
+            "vllm_model_server_stack_folders": [str(self.folder / "stacks")], "vllm_model_server_ready_timeout": 60,
             "vllm_model_server_stop_timeout": 5, "vllm_model_server_api_key": KEY,
             "vllm_model_server_huggingface_token": TOKEN, **self.engine_config("good"), **variables,
         }  # fmt: skip
