@@ -62,7 +62,7 @@ test-molecule: $(DEV) lab-up ## The lineage 900 → 901 → 921 from nothing, tw
 test-full: test test-properties test-parser test-campaigns ## All tests, and what is too slow for every change
 
 .PHONY: test-properties test-parser test-campaigns
-test-parser: $(DEV) ## What vLLM's own parsers make of 5,000 engine configs each
+test-parser: $(DEV) ## What vLLM's own parsers make of 3,000 engine configs each
 	@tools/parser_environment 0.32.0
 	@tools/parser_environment 0.10.2
 	@tools/step "parsers of vLLM" python -m pytest tests/parser

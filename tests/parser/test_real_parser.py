@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STACKS = ROOT / "roles" / "vllm_stack" / "files" / "stacks"
 # Release → a stack with its table.
 RELEASES = {"0.32.0": "cpu", "0.10.2": "vllm-0.10.2-cu128"}
-CASES = int(os.environ.get("PHOENIX_PARSER_CASES", "5000"))
+CASES = int(os.environ.get("PHOENIX_PARSER_CASES", "3000"))
 
 
 class Parser:
