@@ -17,6 +17,10 @@ options:
     description: Folders of stacks on the control node, besides the collection's own.
     type: list
     elements: path
+  paths:
+    description: Whether the stacks' folders are returned instead of their names.
+    type: bool
+    default: false
 """
 
 EXAMPLES = r"""
@@ -27,7 +31,9 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _raw:
-  description: Names, sorted, each once. A folder that does not exist has none.
+  description:
+    - Names, sorted, each once. A folder that does not exist has none.
+    - With O(paths), of a name that several folders have, the first one's folder.
   type: list
   elements: str
 """
@@ -47,10 +53,16 @@ def with_shipped(folders):
     return [*folders, SHIPPED]
 
 
-def names(folders):
-    """Return the names of the folders in these that hold a stack."""
+def stacks(folders):
+    """Return name → folder of the stacks in folders; of those with the same name the first one."""
     found = [path for folder in folders for path in glob.glob(os.path.join(glob.escape(folder), "*", "stack.yml"))]
-    return sorted({os.path.basename(os.path.dirname(path)) for path in found})
+    paths = [os.path.dirname(path) for path in reversed(found)]
+    return dict(sorted({os.path.basename(path): path for path in paths}.items()))
+
+
+def names(folders):
+    """Return the names of the stacks in folders."""
+    return list(stacks(folders))
 
 
 class LookupModule(LookupBase):
@@ -58,4 +70,6 @@ class LookupModule(LookupBase):
 
     def run(self, terms, variables=None, **kwargs):
         """Return the names of the stacks in all terms."""
-        return names(with_shipped(terms))
+        self.set_options(var_options=variables, direct=kwargs)
+        found = stacks(with_shipped(terms))
+        return list(found.values() if self.get_option("paths") else found)
