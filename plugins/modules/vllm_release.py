@@ -345,7 +345,7 @@ class Releases:
         return read_json(self.releases / name / release_plan.RECORD)
 
     def in_use(self):
-        """Return the names of the releases that a running process uses, and of the one that is being installed."""
+        """Return the names of the releases that a process or a unit uses, and of the one that is being installed."""
         pattern = re.compile(re.escape(str(self.releases)).encode() + rb"/(?:\.work/)?([A-Za-z0-9][\w.-]*)")
         found = set()
         for process in Path("/proc").glob("[0-9]*"):
@@ -355,6 +355,10 @@ class Releases:
                 # Processes end while they are looked at.
                 with contextlib.suppress(OSError):
                     found.update(match.decode() for match in pattern.findall((process / name).read_bytes()))
+        # A server that is stopped at the moment is started from its release again.
+        for unit in Path("/etc/systemd/system").glob("*.service"):
+            with contextlib.suppress(OSError):
+                found.update(match.decode() for match in pattern.findall(unit.read_bytes()))
         return found
 
     def missing_packages(self, candidate):
