@@ -316,7 +316,7 @@ class Task:
             self.after = replace(self.after, inside=self.wheels)
             self._drop_claim()
             return True
-        self.result["postponed"] = action == "postpone"
+        self.result["postponed"] = action == "postpone" and not self.check
         if action == "own" and not self.check:
             self.store.heard(self.release)
         return self._drop_claim() if action == "there" and seen.kept else False

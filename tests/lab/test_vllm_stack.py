@@ -9,14 +9,16 @@ CTIDs 660 and 661. Every test begins with containers that have nothing, and an e
 from __future__ import annotations
 
 import http.client
+import json
 import subprocess
+import sys
 import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 
 import pytest
-from lab_modules import inside, require_lab, wait_until
+from lab_modules import ROOT, inside, require_lab, wait_until
 from stack_site import Site, clean, cut, live, mend, record
 from tiny_stack import Index, Tiny, make_wheel, sha256
 
@@ -337,9 +339,15 @@ class Client:
         self.over.set()
         self.thread.join()
 
-    def outside(self, *spans: tuple[float, float]) -> list[tuple[float, str]]:
-        """The failures of other times than these."""
-        return [failure for failure in self.failures if not any(a <= failure[0] <= b for a, b in spans)]
+    def check(self, *spans: tuple[float, float]) -> None:
+        """Make sure that requests failed only in these times, and in each without a good answer between them."""
+        assert len(self.answers) > 100
+        left = list(self.failures)
+        for begin, end in spans:
+            failed = [at for at, _why in left if begin <= at <= end]
+            left = [failure for failure in left if failure[0] not in failed]
+            assert not [at for at, _text in self.answers if failed and failed[0] < at < failed[-1]]
+        assert left == []
 
 
 # Answers with its release's vLLM as the files say it at this moment.
@@ -398,7 +406,55 @@ def test_a_running_server_is_not_disturbed_by_switch_and_rollback(site):
             spans.append(restart())
             wait_until(lambda: client.answers[-1][0] > spans[1][1])
             assert client.answers[-1][1] == "1.1"
-        assert client.outside(*spans) == []
-        assert len(client.answers) > 100
+        client.check(*spans)
     finally:
         inside(FIRST, "systemctl stop fake-server || true")
+
+
+@pytest.mark.full
+def test_a_model_answers_through_switch_and_rollback(tmp_path):
+    """The same with vLLM on the CPU, its role, and completions."""
+    require_lab()
+    model, vmid, address = tmp_path / "model", 662, "10.92.0.162"
+    subprocess.run([sys.executable, ROOT / "lab/tiny_llama.py", model], check=True, capture_output=True)
+    for path in (tmp_path, *tmp_path.parents):
+        if str(path).startswith("/tmp/"):
+            path.chmod(0o755)
+    site = Site({vmid: address}, 10, 6144, 2, "--mp0", f"{model},mp=/model")
+    site.variables |= {
+        "vllm_stack_name": "cpu",
+        "vllm_model_server_engine_config": {
+            "ModelConfig": {"model": "/model", "load_format": "dummy", "dtype": "float32", "max_model_len": 256,
+                            "enforce_eager": True},
+            "ServerConfig": {"port": 8000, "served_model_name": ["tiny"]},
+        },
+    }  # fmt: skip
+    body = json.dumps({"model": "tiny", "prompt": "Hello", "max_tokens": 2, "temperature": 0}).encode()
+
+    def ask() -> str:
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"http://{address}:8000/v1/completions", body, headers)
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            return json.load(reply)["choices"][0]["text"]
+
+    def restarted(**variables) -> tuple[float, float]:
+        begin = time.monotonic()
+        assert site.good(vmid, roles=["vllm_model_server"], **variables).count(vmid, "changed") == 1
+        return begin, time.monotonic()
+
+    try:
+        site.good(vmid, roles=["base_setup", "vllm_stack", "vllm_model_server"])
+        first = live(vmid)
+        other = {"vllm_stack_overrides": {"distribution_aliases": {"phoenix-test": "1.0"}}}
+        with Client(ask) as client:
+            site.good(vmid, **other)
+            assert live(vmid) != first
+            spans = [restarted(**other)]
+            site.good(vmid, vllm_stack_release="previous")
+            assert live(vmid) == first
+            spans.append(restarted())
+        client.check(*spans)
+        assert client.answers[-1][0] > spans[1][0]
+        assert {text for _at, text in client.answers} == {client.answers[0][1]}, "the same model all the time"
+    finally:
+        site.close()
