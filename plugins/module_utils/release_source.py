@@ -539,7 +539,8 @@ class Compiling:
 REMEDIES = (
     (
         r"Killed signal terminated program|compiler error: Killed|: Killed|out of memory|Cannot allocate memory",
-        "The memory did not last. Give the container more (memory_mb), or let fewer compilers run (vllm_stack_max_jobs).",
+        "The memory did not last. Give the container more (memory_mb), or let fewer compilers run "
+        "(vllm_stack_max_jobs).",
     ),
     (r"No space left on device", "The container's disk is full: give it more room (storage_size_gb) and run again."),
     (
