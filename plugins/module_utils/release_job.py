@@ -396,7 +396,8 @@ class Job:
         )
         site = next(self.release.glob("lib/python3*/site-packages"))
         for name, version in sorted(self.candidate.get("aliases", {}).items()):
-            entry = site / f"{name}-{version}.dist-info"
+            # As wheels are named: with a dash in its name it would not be found by it.
+            entry = site / f"{release_fetch.normalized(name).replace('-', '_')}-{version}.dist-info"
             entry.mkdir()
             (entry / "METADATA").write_text(release_plan.alias_metadata(name, version), encoding="utf-8")
             (entry / "INSTALLER").write_text("phoenix.hypervisor\n", encoding="utf-8")
