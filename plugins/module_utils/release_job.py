@@ -465,13 +465,13 @@ def main(path: Path) -> int:
     """Do a job. Return the exit code."""
     content = read_json(path)
     if content is None:
-        print(f"{path} can't be read.", file=sys.stderr)
+        sys.stderr.write(f"{path} can't be read.\n")
         return 2
     os.environ.update(content.get("environment", {}))
     try:
         job = Job(content, path.parent)
     except OSError as error:
-        print(f"{error.filename or path.parent}: {error.strerror}", file=sys.stderr)
+        sys.stderr.write(f"{error.filename or path.parent}: {error.strerror}\n")
         return 2
     try:
         job.say("starting")
@@ -492,4 +492,4 @@ def main(path: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    raise SystemExit(main(Path(sys.argv[1])))

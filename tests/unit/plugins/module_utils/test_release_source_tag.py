@@ -16,8 +16,9 @@ PERSON = {f"GIT_{who}_{what}": "a@b" for who in ("AUTHOR", "COMMITTER") for what
 def run(argv, environment=None, cwd=None, watch=None):
     """What the job gives to release_source, without its log."""
     done = subprocess.run(
-        [str(word) for word in argv], cwd=cwd, env={**os.environ, **(environment or {})}, capture_output=True, text=True
-    )
+        [str(word) for word in argv], cwd=cwd, env={**os.environ, **(environment or {})},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
     if done.returncode:
         raise JobError("failed", tail=done.stderr.splitlines())
     return done.stdout
