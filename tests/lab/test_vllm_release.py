@@ -319,7 +319,8 @@ def real_candidate() -> dict:
     )[0]
 
 
-@pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("real", [False, True])
 def test_kill_9_at_ten_moments_then_one_plain_run(site, real):
     """What is there after it is what is there after a run that nobody disturbed."""
     one = real_candidate() if real else site.tiny.candidate()

@@ -65,6 +65,7 @@ class Site:
             "phoenix_node": "pve",
             "container_address": ADDRESS,
             "vllm_stack_name": "cpu",
+            "vllm_stack_store": str(folder / "store"),
             "vllm_model_server_engine_config": ENGINE_CONFIG,
         }
 
@@ -160,7 +161,8 @@ def test_cas_are_trusted_exactly(site):
 
 def test_install_and_serve(site):
     site.good("base_setup")
-    assert site.good("vllm_stack", "vllm_model_server", "verify") == 3
+    # The distribution's packages, the release, its wheels in the node's store, the server.
+    assert site.good("vllm_stack", "vllm_model_server", "verify") == 4
     assert completion("tiny") and completion(ENGINE_CONFIG["ServerConfig"]["served_model_name"][1])
     record = json.loads(inside("cat /opt/vllm/release.json"))
     assert inside("readlink /opt/vllm") == f"/opt/vllm-releases/{record['release']}"
@@ -263,5 +265,5 @@ def test_an_installation_that_was_killed_is_done_again(site):
 def test_no_network_is_one_clear_sentence(site):
     inside("rm -rf /opt/vllm-releases/.uv-* /opt/vllm-releases/.cache /opt/vllm-releases/cpu-*/release.json; "
            "ip route del default")
-    said = site.refused("vllm_stack")
+    said = site.refused("vllm_stack", vllm_stack_store="")
     assert "can't reach the package index" in said and "/var/log/vllm-release.log" in said

@@ -168,6 +168,7 @@ def test_a_package_that_brings_files_of_torch_does_not_go_live(site, tiny):
 # --- from source -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_vllm_is_built_from_its_sources(site, repositories):
     """All but the compiler: fetched by its commit, made for the locked PyTorch, built, installed, tried."""
     options = {"vllm_stack_name": "vllm-0.10.2-source", "vllm_stack_repository": repositories.url("0.10.2")}
