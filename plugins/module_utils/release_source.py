@@ -133,12 +133,7 @@ def fetch(source: Mapping[str, Any], tree: Path, run: Run, say: Say) -> str:
                 say(f"fetching vLLM's sources from {repository}", "all of them: the server gives no single commit")
                 git("fetch", "--progress", repository, "+refs/*:refs/mirror/*", watch=receiving)
         except JobError as error:
-            raise JobError(
-                f"vLLM's sources could not be fetched from {repository}: {last_word(error)}",
-                "source",
-                "Check that the container reaches it (gateway, nameserver), or name a mirror in vllm.repository.",
-                error.tail,
-            ) from error
+            raise not_fetched(repository, error) from error
         if not has_commit(tree, commit):
             raise JobError(
                 f"{repository} has no commit {commit}.", "source", "Correct vllm.commit, or name another repository."
@@ -159,6 +154,16 @@ def fetch(source: Mapping[str, Any], tree: Path, run: Run, say: Say) -> str:
     return commit
 
 
+def not_fetched(repository: str, error: JobError) -> JobError:
+    """Return what is said when git did not get to a repository."""
+    return JobError(
+        f"vLLM's sources could not be fetched from {repository}: {last_word(error)}",
+        "source",
+        "Check that the container reaches it (gateway, nameserver), or name a mirror (vllm_stack_repository).",
+        error.tail,
+    )
+
+
 def tagged(repository: str, tag: str, prefix: str, tree: Path, git: Callable[..., str]) -> str:
     """Return the commit of a tag, which must begin as the stack says. Once known, nobody is asked again.
 
@@ -171,12 +176,7 @@ def tagged(repository: str, tag: str, prefix: str, tree: Path, git: Callable[...
     try:
         answer = git("ls-remote", repository, f"refs/tags/{tag}", f"refs/tags/{tag}^{{}}")
     except JobError as error:
-        raise JobError(
-            f"vLLM's sources could not be fetched from {repository}: {last_word(error)}",
-            "source",
-            "Check that the container reaches it (gateway, nameserver), or name a mirror in vllm.repository.",
-            error.tail,
-        ) from error
+        raise not_fetched(repository, error) from error
     found = {name: commit for commit, name in re.findall(r"^([0-9a-f]{40})\s+(\S+)$", answer, re.M)}
     # An annotated tag is an object of its own; with ^{} it is the commit that it names.
     commit = found.get(f"refs/tags/{tag}^{{}}") or found.get(f"refs/tags/{tag}", "")
