@@ -135,6 +135,7 @@ def test_two_at_once_one_makes_the_wheels(site):
     assert again.count(FIRST, "changed") == again.count(SECOND, "changed") == 0
 
 
+@pytest.mark.full
 def test_two_plays_at_once_one_makes_the_wheels(site):
     site.index.pause = 5
     makes = site.start(FIRST)
@@ -146,6 +147,7 @@ def test_two_plays_at_once_one_makes_the_wheels(site):
     assert len(site.index.files()) == 3, "uv, torch and vllm, once"
 
 
+@pytest.mark.full
 def test_hosts_that_do_not_keep_step(site):
     site.index.pause = 5
     site.good(FIRST, SECOND, strategy="free")
@@ -153,6 +155,7 @@ def test_hosts_that_do_not_keep_step(site):
     assert len(site.index.files()) == 3
 
 
+@pytest.mark.full
 def test_one_whose_maker_fails_makes_them_itself(site):
     site.index.broken["torch-9.9.0-py3-none-any.whl"] = 500
     done = site.end(site.start(FIRST, SECOND))
