@@ -161,8 +161,8 @@ def test_cas_are_trusted_exactly(site):
 
 def test_install_and_serve(site):
     site.good("base_setup")
-    # The distribution's packages, the release, its wheels in the node's store, the server.
-    assert site.good("vllm_stack", "vllm_model_server", "verify") == 4
+    # The claim in the node's store, the distribution's packages, the release, its wheels in the store, the server.
+    assert site.good("vllm_stack", "vllm_model_server", "verify") == 5
     assert completion("tiny") and completion(ENGINE_CONFIG["ServerConfig"]["served_model_name"][1])
     record = json.loads(inside("cat /opt/vllm/release.json"))
     assert inside("readlink /opt/vllm") == f"/opt/vllm-releases/{record['release']}"
