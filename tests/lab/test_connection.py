@@ -26,7 +26,7 @@ import yaml
 from ansible.errors import AnsibleConnectionFailure, AnsibleError, AnsibleFileNotFound
 from ansible.playbook.play_context import PlayContext
 from ansible.plugins.connection import ConnectionBase
-from ansible.plugins.loader import connection_loader, init_plugin_loader
+from ansible.plugins.loader import connection_loader
 from ansible.release import __version__
 
 pytestmark = pytest.mark.lab
@@ -124,13 +124,7 @@ def variables(request) -> dict:
 
 
 @pytest.fixture(scope="module")
-def loader() -> None:
-    """Ansible finds the collection."""
-    init_plugin_loader([str(ROOT / ".ansible/collections")])
-
-
-@pytest.fixture(scope="module")
-def connect(loader, variables):
+def connect(variables):
     """A function from a CTID to the connection, as Ansible's worker makes it."""
     made: list[ConnectionBase] = []
 
@@ -295,7 +289,7 @@ class TestFiles:
 
 
 class TestNoWayIn:
-    def test_a_node_that_cannot_be_reached(self, loader, sshd):
+    def test_a_node_that_cannot_be_reached(self, sshd):
         connection = connection_loader.get("phoenix.hypervisor.pct", PlayContext())
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))

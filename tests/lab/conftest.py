@@ -1,0 +1,16 @@
+# Copyright (c) 2026 The Phoenix Hypervisor team
+# GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the lab tests share.
+
+Ansible finds the collection before a test imports anything of it: a package that Python's own import system has
+loaded first has no collection metadata, and Ansible then loads no plugin of it in this process.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ansible.plugins.loader import init_plugin_loader
+
+init_plugin_loader([str(Path(__file__).resolve().parents[2] / ".ansible/collections")])
