@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import release_fetch, release_gates, release_plan, release_source
+from . import release_bytecode, release_fetch, release_gates, release_plan, release_source
 from .release_plan import JobError, Refused
 
 TAIL = 12
@@ -85,7 +85,7 @@ class Job:
 
     Args:
         job: the content of C(job.json): C(id), C(candidate), C(refused), C(places), C(build), C(environment),
-            C(releases), C(log).
+            C(releases), C(log), C(keep_wheels).
         work: the folder that it works in.
     """
 
@@ -203,7 +203,8 @@ class Job:
         phases += [("check", self.check_wheels)] if whole else []
         phases += [("tools", self.bring_tools), ("python", self.find_python)]
         phases += [] if whole else [("fetch", self.fetch), ("build", self.build), ("manifest", self.write_manifest)]
-        phases += [("venv", self.make_venv), ("install", self.install), ("gates", self.gate), ("record", self.record)]
+        phases += [("venv", self.make_venv), ("install", self.install)]
+        phases += [("gates", self.gate), ("bytecode", self.keep_bytecode), ("record", self.record)]
         for name, phase in phases:
             began = time.monotonic()
             self._progress["phase"] = name
@@ -403,6 +404,9 @@ class Job:
             (entry / "INSTALLER").write_text("phoenix.hypervisor\n", encoding="utf-8")
             names = ("METADATA", "INSTALLER", "RECORD")
             (entry / "RECORD").write_text("".join(f"{entry.name}/{file},,\n" for file in names), encoding="utf-8")
+        if release_bytecode.NAME in self.manifest["files"]:
+            count = release_bytecode.unpack(self.wheels / release_bytecode.NAME, self.release)
+            self.write(f"{count} modules come compiled\n")
 
     def lock(self) -> str:
         """Return the lock of what is installed: each package with the one file that is here."""
@@ -426,6 +430,15 @@ class Job:
         flush.start()
         self.found = release_gates.gates(self.candidate, self.release, self.wheels, release_gates.Look(self.run))
         flush.join()
+
+    def keep_bytecode(self) -> None:
+        """Put what Python compiled into the wheelhouse, where somebody fetches it for the next container."""
+        if not self.job.get("keep_wheels") or release_bytecode.NAME in self.manifest["files"]:
+            return
+        path = self.wheels / release_bytecode.NAME
+        release_bytecode.pack(self.release, path)
+        self.manifest["files"][path.name] = release_fetch.sha256_of(path)
+        write_json(self.wheels / MANIFEST, self.manifest)
 
     def record(self) -> None:
         """Write down that the release is complete."""

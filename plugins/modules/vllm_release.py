@@ -248,6 +248,7 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.phoenix.hypervisor.plugins.module_utils import (
+    release_bytecode,
     release_fetch,
     release_gates,
     release_job,
@@ -260,7 +261,7 @@ from ansible_collections.phoenix.hypervisor.plugins.module_utils.release_plan im
 
 UNIT = "vllm_release"
 # What the job runs on, outside of Ansible.
-LIBRARY = (stacks, release_plan, release_fetch, release_source, release_gates, release_job)
+LIBRARY = (stacks, release_plan, release_fetch, release_source, release_gates, release_bytecode, release_job)
 PROPERTIES = "ActiveState,Result,ExecMainStatus,Description"
 # A new line of progress is worth a return after so many seconds.
 NEWS = 10.0
@@ -517,6 +518,7 @@ class Releases:
             "environment": {name: value for name, value in os.environ.items() if PASSED.fullmatch(name)},
             "releases": str(self.releases),
             "log": self.options["log"],
+            "keep_wheels": self.options["keep_wheels"],
         }
         # Until the job says so itself.
         write_json(work / release_job.PROGRESS, release_job.first_progress(job), durable=False)
