@@ -1,0 +1,76 @@
+#!/usr/bin/python3
+# Copyright (c) 2026 The Phoenix Hypervisor team
+# GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Stands in for vLLM where a test is about what is around it: the same command line, the same requests, in a second.
+
+How it behaves is the name of the model's folder (C(dies), C(hangs), C(slow…), else it answers), and so is the folder
+that it was installed in: a file C(broken) beside it has it die.
+"""
+
+import http.server
+import json
+import os
+import signal
+import sys
+import time
+
+assert sys.argv[1] == "serve" and sys.argv[3] == "--config", sys.argv
+release = os.path.realpath(__file__).split("/")[3]
+model, behaviour = sys.argv[2], os.path.basename(sys.argv[2])
+with open(sys.argv[4]) as config:
+    lines = dict(line.rstrip("\n").split(": ", 1) for line in config if ": " in line)
+if os.path.exists(os.path.join(os.path.dirname(__file__), "broken")):
+    behaviour = "dies"
+
+
+def say(text):
+    print("(EngineCore pid=9) INFO 11-21 05:06:44 [core.py:402] " + text, flush=True)
+
+
+say("serving " + model)
+if behaviour == "dies":
+    say("Traceback (most recent call last):")
+    say("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 31.36 GiB")
+    sys.exit(1)
+if behaviour == "hangs":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    while True:
+        say("Loading safetensors checkpoint shards: 10% Completed")
+        time.sleep(1)
+if behaviour.startswith("slow"):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for shard in range(1, 21):
+        say(f"Loading safetensors checkpoint shards: {shard * 5}% Completed")
+        time.sleep(1)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+for folder in ("HF_HOME", "VLLM_CACHE_ROOT", "FLASHINFER_WORKSPACE_BASE"):
+    os.makedirs(os.environ[folder], exist_ok=True)
+    with open(os.environ[folder] + "/written", "w"):
+        pass
+
+
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.reply(200, {"data": [{"id": model}]})
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        key = os.environ.get("VLLM_API_KEY")
+        if key and self.headers["Authorization"] != "Bearer " + key:
+            return self.reply(401, {"error": "Unauthorized"})
+        self.reply(200, {"choices": [{"text": f"{release} {behaviour} {lines.get('max-num-seqs')}"}]})
+
+    def reply(self, status, content):
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments):
+        pass
+
+
+http.server.ThreadingHTTPServer(("0.0.0.0", int(lines.get("port", 8000))), Answer).serve_forever()
