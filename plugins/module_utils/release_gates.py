@@ -28,6 +28,8 @@ from .release_plan import JobError, Refused
 
 # Read whole and compared by digest. Larger files of PyTorch (its libraries) are compared by size.
 SMALL = 1 << 20
+# What a container has or hasn't; a refusal because of it holds for that container only.
+MACHINE = ("driver", "toolkit")
 FLASHINFER_HEADERS = "flashinfer/data/cutlass/include/"
 # What the release's own Python is asked. It imports, as root and once, what a server imports: the service can't write
 # into the release, so without this Python would compile thousands of files at every start.

@@ -340,6 +340,11 @@ class Job:
     def write_manifest(self) -> None:
         """Write down that the wheelhouse is complete, and with what. Nothing else stays in it."""
         self.manifest.update(release=self.candidate["release"], python=self.candidate["python"])
+        # What only this container lacks says nothing of the next one.
+        self.manifest["refused"] = {
+            name: why for name, why in self.job.get("refused", {}).items()
+            if name != self.candidate["release"] and why.get("piece") not in release_gates.MACHINE
+        }
         for path in self.wheels.iterdir():
             if path.is_file() and path.name not in self.manifest["files"]:
                 path.unlink()

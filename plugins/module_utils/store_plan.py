@@ -13,7 +13,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -48,11 +48,13 @@ class Manifest:
 
     :ivar files: SHA-256 of each file by its name
     :ivar text: the manifest as it is written
+    :ivar refused: the better releases that a gate refused for what is the same in every container, and why
     """
 
     release: str
     files: Mapping[str, str]
     text: bytes
+    refused: Mapping[str, Mapping] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -93,7 +95,28 @@ def manifest(content: bytes, release: str, where: str) -> Manifest:
         raise StoreError(f"{where}: its {MANIFEST} names {wrong[0]!r}, which is no file of a wheelhouse with a SHA-256")
     if not files:
         raise StoreError(f"{where}: its {MANIFEST} names no files")
-    return Manifest(release, MappingProxyType(dict(files)), content)
+    refused = data.get("refused")
+    refused = {name: why for name, why in refused.items() if isinstance(why, dict)} if isinstance(refused, dict) else {}
+    return Manifest(release, MappingProxyType(dict(files)), content, MappingProxyType(refused))
+
+
+def instead(release: str, candidates: Sequence[str], kept: Callable[[str], Manifest | None]) -> Manifest | None:
+    """The wheelhouse that is given instead of a release's own, or None.
+
+    That of a later candidate, when the one that made it had every candidate before it refused: here they would be, too.
+
+    :param candidates: the names of the releases that may be installed, the best first
+    :param kept: gives the whole wheelhouse of a release in the store
+    """
+    if release not in candidates or kept(release):
+        return None
+    better = [release]
+    for name in candidates[candidates.index(release) + 1 :]:
+        found = kept(name)
+        if found and all(one in found.refused for one in better):
+            return found
+        better.append(name)
+    return None
 
 
 def to_remove(used: Mapping[str, float], keep: int, spared: Collection[str]) -> list[str]:

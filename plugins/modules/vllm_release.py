@@ -112,6 +112,12 @@ options:
         description: Environment variables of the build, which win over those of the stack.
         type: dict
         default: {}
+  refused:
+    description:
+      - Candidates that a gate refused where the wheels were made, and why, as M(phoenix.hypervisor.vllm_store) returns
+        them. They are not tried here.
+    type: dict
+    default: {}
   wait:
     description:
       - How many seconds this module waits for the background at most, before it returns with RV(running). The task
@@ -285,6 +291,7 @@ class Releases:
         self.release = options["release"]
         self.retry = options["retry"]
         self.follows = options["follows"]
+        self.refused = options["refused"]
 
     # --- reading --------------------------------------------------------------------------------------------------
 
@@ -321,7 +328,7 @@ class Releases:
             complete=frozenset(complete),
             half_done=frozenset(folders) - complete,
             works=frozenset(self._names(self.releases / ".work")),
-            refused=read_json(self.releases / release_job.REFUSED) or {},
+            refused=self.known_refusals(),
             history=[entry["release"] for entry in history if isinstance(entry, dict) and "release" in entry],
         )
         if self.release == "previous":
@@ -340,6 +347,16 @@ class Releases:
             return sorted(os.listdir(folder))
         except FileNotFoundError:
             return []
+
+    def known_refusals(self):
+        """Return what gates refused, here or in the container that the wheels are from."""
+        return {**self.refused, **(read_json(self.releases / release_job.REFUSED) or {})}
+
+    def take_refusals(self):
+        """Write down what was refused elsewhere: the next run knows it, too."""
+        here = read_json(self.releases / release_job.REFUSED) or {}
+        if not self.refused.keys() <= here.keys():
+            write_json(self.releases / release_job.REFUSED, {**self.refused, **here})
 
     def record(self, name):
         """Return what a release's record says, None when it has none that can be read."""
@@ -617,6 +634,7 @@ class Task:
             with open(it.releases / ".lock", "w", encoding="utf-8") as lock:
                 # Another run may be at work here: look again at what is left to do.
                 fcntl.flock(lock, fcntl.LOCK_EX)
+                it.take_refusals()
                 seen, steps = it.look()
                 self.note(seen, steps)
                 job = self.apply(seen, steps, first)
@@ -774,6 +792,7 @@ def main():
                     "environment": {"type": "dict", "default": {}},
                 },
             },
+            "refused": {"type": "dict", "default": {}},
             "wait": {"type": "int", "default": 30},
             "follows": {"type": "dict", "default": {}},
         },

@@ -49,6 +49,15 @@ options:
     description: The release's name, as M(phoenix.hypervisor.vllm_release) has it.
     type: str
     required: true
+  candidates:
+    description:
+      - With V(given), the releases that may be installed, the best first; O(release) is one of them.
+      - When the store has none of O(release), and has one of a later candidate whose maker had every candidate between
+        refused by a gate, that one is given instead. What depends on the single container, the driver and the toolkit,
+        is no such reason.
+    type: list
+    elements: str
+    default: []
   wheels:
     description:
       - The folder of the wheelhouse inside. It has to end in the release's name and C(wheels), and the folder above it
@@ -107,6 +116,16 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+release:
+  description: The release whose wheels are given, another than O(release) when that one was refused before.
+  returned: success
+  type: str
+  sample: cpu-0123456789ab
+refused:
+  description: The better releases that were refused before, and why; M(phoenix.hypervisor.vllm_release) takes them.
+  returned: success
+  type: dict
+  sample: {}
 given:
   description: Whether the whole wheelhouse is in the container.
   returned: success, with O(state=given)
@@ -241,6 +260,7 @@ class Task:
         self.steps: list[str] = []
         self.result: dict = {
             "sent": 0, "damaged": "", "removed": [], "running": False, "postponed": False, "progress": "", "again": {},
+            "refused": {},
         }  # fmt: skip
         # What there was, and what there is after the steps; with check mode, what there would be.
         self.before = self.after = State()
@@ -279,6 +299,7 @@ class Task:
 
     def given(self) -> bool:
         """Give the wheels, or the task to make them. True when something changed."""
+        self._take_instead()
         end = time.monotonic() + self.module.params["wait"]
         while True:
             seen, found = self.look()
@@ -299,6 +320,19 @@ class Task:
             if done is not None:
                 self.steps.append(step.text)
                 return done
+
+    def _take_instead(self) -> None:
+        """Go on with the release that another container came to, where that is known."""
+        candidates = self.module.params["candidates"]
+        found = store_plan.instead(self.release, candidates, self.store.manifest)
+        if found is None:
+            return
+        better = candidates[candidates.index(self.release) : candidates.index(found.release)]
+        self.result["refused"] = {name: dict(found.refused[name]) for name in better}
+        for name, why in self.result["refused"].items():
+            self.steps.append(f"{name} is left out, it was refused before: {why.get('message')}")
+        self.wheels = f"{self.wheels.rpartition(f'/{self.release}/wheels')[0]}/{found.release}/wheels"
+        self.release = found.release
 
     def _do(self, action: str, seen: Seen, found: store_inside.Found) -> bool | None:
         """One step of giving; None when things are different now and are to be looked at again."""
@@ -435,6 +469,7 @@ class Task:
         changed = getattr(self, state)()
         result = dict(
             self.result,
+            release=self.release,
             changed=changed,
             steps=self.steps,
             kept=self.release in self.after.kept,
@@ -459,6 +494,7 @@ def main() -> None:
             state=dict(type="str", choices=["given", "kept", "released"], required=True),
             vmid=dict(type="int", required=True),
             release=dict(type="str", required=True),
+            candidates=dict(type="list", elements="str", default=[]),
             wheels=dict(type="str", default=""),
             store=dict(type="path", default=DEFAULT),
             keep=dict(type="int", default=KEEP),

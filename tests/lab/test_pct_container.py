@@ -29,6 +29,7 @@ from lab_modules import (
     start_module,
     through,
     unchanged,
+    wait_until,
     way,
 )
 
@@ -90,7 +91,9 @@ def web(clean) -> int:
     assert done["changed"]
     assert names(done) == ["create", "start"]
     assert done["status"] == "running"
-    assert inside(800, "hostname; systemctl is-system-running") in ("plain\nrunning", "plain\ndegraded")
+    # The REST API tells that it was started, not that the system inside is up.
+    script = "hostname; systemctl is-system-running --wait || true"
+    wait_until(lambda: inside(800, script) in ("plain\nrunning", "plain\ndegraded"), 60)
     return 800
 
 

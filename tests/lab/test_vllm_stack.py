@@ -20,7 +20,8 @@ from collections.abc import Iterator
 import pytest
 from lab_modules import ROOT, inside, require_lab, wait_until
 from stack_site import Site, clean, cut, live, mend, record
-from tiny_stack import Index, Tiny, make_wheel, sha256
+from tiny_stack import Index, Tiny, make_wheel, sha256, write_sources
+from vllm_repositories import Repositories
 
 pytestmark = pytest.mark.lab
 
@@ -45,7 +46,7 @@ class TinySite(Site):
         }
 
     def write(self, vllm: str = "1.0", says: str = "", **more) -> None:
-        """Write the stack: one version of vLLM, what it says that it is, and further keys of its C(stack.yml)."""
+        """Write the stack: a version of vLLM, what its wheel says that it is, and what Tiny.write() knows besides."""
         self.tiny.write(self.stacks, vllm, says, **more)
 
     def wheel(self, name: str, version: str, files: dict[str, str]) -> str:
@@ -240,6 +241,57 @@ def test_when_nothing_passes_the_live_release_stays(site):
     said = site.refused(FIRST)
     assert "No way to install the stack passed its gates" in said and "vllm_stack_retry: true" in said
     assert site.kept() == [before]
+
+
+@pytest.fixture
+def sources(site, tmp_path) -> Iterator[Repositories]:
+    """A git server with the sources of the stack's vLLM 3.0, as the repository C(tiny)."""
+    write_sources(tmp_path / "tree", "3.0")
+    repositories = Repositories(tmp_path, 9660)
+    repositories.serve(tmp_path / "tree", "tiny", "3.0")
+    yield repositories
+    repositories.stop()
+
+
+def test_auto_builds_from_source_what_a_gate_refused_as_a_wheel(site, sources):
+    commit = sources.head("tiny")
+    where = {"repository": f"git://10.92.0.1:{sources.port}/tiny.git", "commit": commit}
+    site.write("3.0", says="2.9", method="auto", source=where, build={"packages": ["git"]})
+    done = site.good(FIRST)
+    assert "vLLM should be 3.0, and `vllm --version` says 2.9." in done.line
+    made = record(FIRST)
+    assert made["method"] == "source" and made["source"]["commit"] == commit
+    assert [entry["piece"] for entry in made["refused"].values()] == ["vllm"]
+    assert inside(FIRST, "/opt/vllm/bin/vllm --version") == "3.0"
+    ((name, built),) = made["built"].items()
+    assert name == "vllm-3.0-py3-none-any.whl" and built["removed"] == ["requirements.txt: torch == 2.8.0"]
+    assert site.good(FIRST).count(FIRST, "changed") == 0
+    # The next container gets what was built once, without git and without a network, and is told why.
+    assert site.kept() == [live(FIRST)]
+    cut(SECOND)
+    done = site.good(SECOND)
+    assert live(SECOND) == live(FIRST)
+    assert "is left out, it was refused before: vLLM should be 3.0" in done.line
+    assert record(SECOND)["refused"] == made["refused"]
+    assert inside(SECOND, "command -v git || true") == ""
+    assert site.good(SECOND).count(SECOND, "changed") == 0
+
+
+def test_a_branch_is_a_commit_that_is_written_down(site, sources, tmp_path):
+    where = {"repository": f"git://10.92.0.1:{sources.port}/tiny.git", "commit": "main"}
+    site.write("3.0", method="source", source=where, build={"packages": ["git"]})
+    site.good(FIRST)
+    first, commit = live(FIRST), sources.head("tiny")
+    assert record(FIRST)["source"]["commit"] == commit
+    assert commit in inside(FIRST, f"cat {RELEASES}/commits.json")
+    # The branch goes on; the container stays where it is until it is asked to look again.
+    (tmp_path / "tree/vllm/added.py").write_text("")
+    sources.serve(tmp_path / "tree", "tiny", "goes on")
+    assert site.good(FIRST).count(FIRST, "changed") == 0
+    site.good(FIRST, vllm_stack_refresh=True)
+    assert record(FIRST)["source"]["commit"] == sources.head("tiny") != commit
+    assert live(FIRST) != first
+    assert site.good(FIRST).count(FIRST, "changed") == 0
 
 
 # --- variables ------------------------------------------------------------------------------------------------------

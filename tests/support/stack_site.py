@@ -147,13 +147,14 @@ def live(vmid: int) -> str:
 
 def cut(vmid: int) -> None:
     """Take the network from a container; what runs in it is told nothing."""
-    inside(vmid, "ip route del default; ip link set eth0 down; : >/etc/resolv.conf")
+    inside(vmid, "ip route del default; ip link set eth0 down; cp -n /etc/resolv.conf /etc/resolv.conf.kept; "
+                 ": >/etc/resolv.conf")
 
 
 def mend(vmid: int) -> None:
     """Give a container its network back."""
-    inside(vmid, f"ip link set eth0 up; ip route replace default via {GATEWAY}; echo nameserver {GATEWAY} "
-                 ">/etc/resolv.conf")
+    inside(vmid, f"ip link set eth0 up; ip route replace default via {GATEWAY}; "
+                 "if [ -f /etc/resolv.conf.kept ]; then cp /etc/resolv.conf.kept /etc/resolv.conf; fi")
 
 
 def clean(vmid: int) -> None:

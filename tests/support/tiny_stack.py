@@ -85,15 +85,9 @@ class Tiny:
         :param change: keys of the candidate with other values
         """
         says = says or vllm
-        parts = dict.fromkeys(MODULES, "")
-        cli = {"serve": "", "main": SAY.format(says=says)}
-        parts |= {f"vllm/entrypoints/cli/{name}.py": text for name, text in cli.items()}
-        parts |= {f"vllm/v1/engine/{name}.py": "" for name in ("core", "async_llm")}
-        # Another text makes another wheel of the same version.
-        parts["vllm/README"] = f"{vllm} says {says}\n" + "x" * 50_000
         wheel = self.folder / f"vllm-{vllm}-py3-none-any.whl"
         if not wheel.exists():
-            make_wheel(self.folder, "vllm", vllm, parts, {"vllm": "vllm.entrypoints.cli.main:main"})
+            make_wheel(self.folder, "vllm", vllm, parts_of(vllm, says), {"vllm": "vllm.entrypoints.cli.main:main"})
         torch = self.folder / "torch-9.9.0-py3-none-any.whl"
         lines = {"torch": ("9.9.0", sha256(torch)), "vllm": (vllm, sha256(wheel))}
         made = {
@@ -106,10 +100,11 @@ class Tiny:
         }  # fmt: skip
         return {"release": stacks.release_name(made), **made}
 
-    def write(self, stacks_folder: Path, vllm: str = "1.0", says: str = "", **more) -> None:
+    def write(self, stacks_folder: Path, vllm: str = "1.0", says: str = "", source: dict | None = None, **more) -> None:
         """Write the stack C(tiny) into a folder of stacks.
 
-        :param vllm: its version, and C(says) what it says that it is
+        :param vllm: its version, and C(says) what its wheel says that it is
+        :param source: where its sources are, C(repository) and C(commit)
         :param more: keys of its C(stack.yml)
         """
         made = self.candidate(vllm, says)
@@ -117,12 +112,54 @@ class Tiny:
         folder.mkdir(parents=True, exist_ok=True)
         stack = {
             "name": "tiny", "method": "wheel", "python": "3.11", "gpu": False, "uv": made["uv"],
-            "torch": {"version": "9.9.0", "cuda": "cpu"}, "vllm": {"version": vllm}, **more,
+            "torch": {"version": "9.9.0", "cuda": "cpu"}, "vllm": {"version": vllm, **(source or {})}, **more,
         }  # fmt: skip
         (folder / "stack.yml").write_text(yaml.safe_dump(stack))
         (folder / "requirements.lock").write_text(made["requirements"])
         # A FlashInfer with hashes of its own may be a source distribution: there must be what would build it.
-        (folder / "build.lock").write_text(made["requirements"].split("vllm==")[0])
+        build = made["requirements"].split("vllm==")[0] + self.setuptools()
+        (folder / "build.lock").write_text(build)
+
+    def setuptools(self) -> str:
+        """The lines of a lock with what builds Python packages."""
+        if not list(self.folder.glob("setuptools-*.whl")):
+            command = ["download", "--quiet", "--no-deps", "--dest", str(self.folder), "setuptools==79.0.1"]
+            subprocess.run([sys.executable, "-m", "pip", *command], check=True, timeout=300)
+        (wheel,) = self.folder.glob("setuptools-*.whl")
+        return f"setuptools=={wheel.name.split('-')[1]} \\\n    --hash=sha256:{sha256(wheel)}\n"
+
+
+def parts_of(vllm: str, says: str) -> dict[str, str]:
+    """The files of a vLLM, path → text.
+
+    :param vllm: its version
+    :param says: what it says that it is
+    """
+    cli = {"serve": "", "main": SAY.format(says=says)}
+    return {
+        **dict.fromkeys(MODULES, ""),
+        **{f"vllm/entrypoints/cli/{name}.py": text for name, text in cli.items()},
+        **{f"vllm/v1/engine/{name}.py": "" for name in ("core", "async_llm")},
+        # Another text makes another wheel of the same version.
+        "vllm/README": f"{vllm} says {says}\n" + "x" * 50_000,
+    }
+
+
+# As vLLM's: the version comes from the environment of the build.
+SETUP = """
+import os
+from setuptools import find_packages, setup
+setup(name="vllm", version=os.environ["SETUPTOOLS_SCM_PRETEND_VERSION"], packages=find_packages(),
+      entry_points={"console_scripts": ["vllm = vllm.entrypoints.cli.main:main"]})
+"""
+
+
+def write_sources(tree: Path, vllm: str) -> None:
+    """Write the sources of a vLLM, which say what they are whatever they are built as."""
+    for name, text in {**parts_of(vllm, vllm), "setup.py": SETUP, "requirements.txt": "torch == 2.8.0\n"}.items():
+        path = tree / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
 
 
 class Index:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -49,15 +50,30 @@ class Repositories:
             fetcher = release_fetch.Fetcher(settings, [], "3.11", self.folder, lambda *words: None)
             (name,) = fetcher.fetch([locked])
             subprocess.run(["tar", "--no-same-owner", "-xzf", self.folder / name, "-C", self.folder], check=True)
-            for words in (
-                ["init", "--quiet", "--initial-branch=main", "."],
-                ["add", "--force", "--all"],
-                ["commit", "--quiet", "--message", f"vllm-{version}, as published"],
-                ["clone", "--quiet", "--bare", ".", served],
-            ):
-                environment = {**os.environ, **GIT, "GIT_CONFIG_GLOBAL": "/dev/null"}
-                subprocess.run(["git", *words], cwd=self.folder / f"vllm-{version}", env=environment, check=True)
-        return f"git://{HOST}:{self.port}/vllm-{version}.git"
+            self.serve(self.folder / f"vllm-{version}", served.stem, f"vllm-{version}, as published")
+        return self._url(served.stem)
+
+    def serve(self, tree: Path, name: str, message: str) -> str:
+        """Commit all of a tree, and serve it. Gives the address of the repository."""
+        served = self.folder / "served" / f"{name}.git"
+        shutil.rmtree(served, ignore_errors=True)
+        for words in (
+            ["init", "--quiet", "--initial-branch=main", "."],
+            ["add", "--force", "--all"],
+            ["commit", "--quiet", "--message", message],
+            ["clone", "--quiet", "--bare", ".", served],
+        ):
+            environment = {**os.environ, **GIT, "GIT_CONFIG_GLOBAL": "/dev/null"}
+            subprocess.run(["git", *words], cwd=tree, env=environment, check=True)
+        return self._url(name)
+
+    def _url(self, name: str) -> str:
+        return f"git://{HOST}:{self.port}/{name}.git"
+
+    def head(self, name: str) -> str:
+        """The commit that the branch of a repository is at."""
+        command = ["git", "-C", str(self.folder / "served" / f"{name}.git"), "rev-parse", "main"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     def stop(self) -> None:
         """End the server and the process that it started."""

@@ -82,6 +82,30 @@ def test_a_wheelhouse_is_whole_when_it_says_so_and_has_all_files(job):
     assert not release_job.whole_wheelhouse(job.wheels, RELEASE)
 
 
+def test_the_next_container_learns_what_is_refused_there_too(job):
+    """A toolkit or a driver that this container lacks says nothing of the next one."""
+    job.wheels.mkdir()
+    reasons = {"tiny-a": {"piece": "vllm", "message": "It lies."}, "tiny-b": {"piece": "toolkit", "message": "None."}}
+    job.job["refused"] = {**reasons, RELEASE: {"piece": "vllm", "message": "Earlier."}}
+    job.manifest = {"files": {}, "built": {}}
+    job.write_manifest()
+    assert json.loads((job.wheels / "manifest.json").read_text())["refused"] == {"tiny-a": reasons["tiny-a"]}
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_what_python_compiled_is_part_of_the_wheelhouse(job, wanted):
+    job.wheels.mkdir()
+    cache = job.release / "lib/python3.11/site-packages/vllm/__pycache__"
+    cache.mkdir(parents=True)
+    (cache / "__init__.cpython-311.pyc").write_bytes(b"x" * 99)
+    job.job["keep_wheels"] = wanted
+    job.manifest = {"files": {}, "built": {}}
+    job.write_manifest()
+    job.keep_bytecode()
+    assert list(json.loads((job.wheels / "manifest.json").read_text())["files"]) == ["bytecode.zip"] * wanted
+    assert release_job.whole_wheelhouse(job.wheels, RELEASE)
+
+
 def test_a_refused_candidate_is_written_down_and_its_folder_goes(job):
     job.release.mkdir()
     release_job.refuse(job, Refused("It lies.", "vllm", "Correct it."))

@@ -93,6 +93,39 @@ def test_the_folder_that_is_removed_later(wheels, good):
     assert (store_plan.wheels_problem(wheels, RELEASE) == "") is good
 
 
+WHEEL, SOURCE, LAST = "v-00000000000a", "v-00000000000b", "v-00000000000c"
+WHY = {"piece": "vllm", "message": "It lies."}
+
+
+@pytest.mark.parametrize(
+    ("kept", "found"),
+    [
+        ({}, None),
+        # What was wanted is there.
+        ({WHEEL: [], SOURCE: [WHEEL]}, None),
+        ({SOURCE: [WHEEL]}, SOURCE),
+        # Somebody chose it, for other reasons.
+        ({SOURCE: []}, None),
+        ({LAST: [WHEEL]}, None),
+        ({LAST: [WHEEL, SOURCE]}, LAST),
+        # The best of those that hold.
+        ({SOURCE: [WHEEL], LAST: [WHEEL, SOURCE]}, SOURCE),
+        ({SOURCE: [], LAST: [WHEEL, SOURCE]}, LAST),
+    ],
+)
+def test_what_is_given_instead(kept, found):
+    wheelhouses = {name: Manifest(name, {}, b"", dict.fromkeys(refused, WHY)) for name, refused in kept.items()}
+    given_instead = store_plan.instead(WHEEL, [WHEEL, SOURCE, LAST], wheelhouses.get)
+    assert (given_instead and given_instead.release) == found
+    assert store_plan.instead(WHEEL, [], wheelhouses.get) is None
+
+
+@pytest.mark.parametrize("refused", [None, [], "x", {WHEEL: "a text"}, {WHEEL: None}])
+def test_refusals_that_can_not_be_read_are_none(refused):
+    text = json.dumps({"release": RELEASE, "files": {"a.whl": DIGEST}, "refused": refused}).encode()
+    assert store_plan.manifest(text, RELEASE, "here").refused == {}
+
+
 class TestPlanGiven:
     mine = Claim(921, NOW - 300, "", NOW - 300)
     other = Claim(922, NOW - 300, "", NOW - 300)

@@ -133,6 +133,20 @@ class TestTheWay:
         assert content_of(wheels) == FILES
         assert release_job.whole_wheelhouse(wheels, RELEASE)
 
+    def test_what_was_refused_before_is_left_out(self, run, place):
+        """The wheels of the next candidate come at once, with the reason."""
+        why = {"piece": "vllm", "message": "It lies.", "remedy": "Mend it.", "at": "2026-01-01T00:00:00Z"}
+        place.make(OTHER, refused={RELEASE: why})
+        run("kept", OTHER)
+        done = both(run, "given", candidates=[RELEASE, OTHER])
+        assert (done["release"], done["given"], done["claimed"]) == (OTHER, True, False)
+        assert done["refused"] == {RELEASE: why}
+        assert done["steps"][0] == f"{RELEASE} is left out, it was refused before: It lies."
+        assert content_of(place.wheels(OTHER)) == FILES and not place.wheels(RELEASE).exists()
+        # Who wants to try it again names no candidates.
+        done = run("given")
+        assert (done["release"], done["claimed"], done["refused"]) == (RELEASE, True, {})
+
     def test_check_mode_makes_nothing(self, run, place):
         run("given", check=True)
         place.make()
