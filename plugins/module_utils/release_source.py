@@ -717,6 +717,8 @@ def build(
 ) -> Path:
     """Have the wheel of something, in the folder of wheels. What was built before isn't built again.
 
+    A candidate with another FlashInfer takes the same vLLM, so what another one has built here counts, too.
+
     Args:
         what: what is built.
         work: the folder of the job.
@@ -726,11 +728,17 @@ def build(
         say: sets the progress.
         finish: is called with the wheel before it counts as built.
     """
+    made_from = inputs(what, work)
     records = built(work)
-    for name, record in records.items():
-        path = work / "wheels" / name
-        if record["from"] == what.origin and path.exists() and sha256_of(path) == record["sha256"]:
-            return path
+    for folder in (work, *sorted(path for path in work.parent.iterdir() if path != work)):
+        for name, record in built(folder).items():
+            path, final = folder / "wheels" / name, work / "wheels" / name
+            if record.get("inputs") == made_from and path.exists() and sha256_of(path) == record["sha256"]:
+                if folder != work:
+                    final.unlink(missing_ok=True)
+                    os.link(path, final)
+                    write_json(work / "build" / "built.json", {**records, name: record})
+                return final
     out = work / "build" / "out"
     shutil.rmtree(out, ignore_errors=True)
     watch, began = Compiling(what.name, say), time.monotonic()
@@ -761,6 +769,7 @@ def build(
     os.replace(wheels[0], final)
     records[final.name] = {
         "from": what.origin,
+        "inputs": made_from,
         "seconds": round(time.monotonic() - began),
         "sha256": sha256_of(final),
         "notes": list(what.notes),
@@ -770,8 +779,27 @@ def build(
     return final
 
 
+# Where a build finds its programs and how many run at once makes no difference to what comes of it.
+_INDIFFERENT = re.compile(
+    r"PATH|VIRTUAL_ENV|MAX_JOBS|NVCC_THREADS|CMAKE_BUILD_PARALLEL_LEVEL|FETCHCONTENT_BASE_DIR|S?CCACHE_\w+"
+)
+
+
+def inputs(what: Building, work: Path) -> str:
+    """Return a digest of what a wheel is made from: its sources, the variables of the build and its environment."""
+    variables = {
+        name: value.replace(str(work), "") for name, value in what.variables.items() if not _INDIFFERENT.fullmatch(name)
+    }
+    try:
+        environment = (work / "build" / "requirements.txt").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        environment = ""
+    text = json.dumps([what.origin, variables, list(what.removed), environment], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def built(work: Path) -> dict[str, Any]:
-    """Return what was built so far: wheel → C(from), C(seconds), C(sha256), C(notes), C(removed)."""
+    """Return what was built so far: wheel → C(from), C(inputs), C(seconds), C(sha256), C(notes), C(removed)."""
     return read_json(work / "build" / "built.json")
 
 

@@ -39,6 +39,8 @@ from ansible_collections.phoenix.hypervisor.plugins.module_utils.store_plan impo
 
 DEFAULT = "/var/lib/phoenix-hypervisor/wheels"
 KEEP = 5
+# Damaged files are kept to be looked at; a disk that goes bad must not fill up with them.
+_DAMAGED_KEPT = 3
 _INCOMING = ".incoming."
 _CHUNK = 1 << 18
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -237,6 +239,10 @@ class Store:
         os.makedirs(f"{self.root}/damaged", exist_ok=True)
         aside = f"{self.root}/damaged/{name}"
         os.rename(path, aside)
+        os.utime(aside)
+        there = sorted(os.scandir(f"{self.root}/damaged"), key=lambda entry: entry.stat().st_mtime)
+        for old in there[:-_DAMAGED_KEPT]:
+            os.unlink(old.path)
         return aside
 
     # --- claims -----------------------------------------------------------------------------------------------------

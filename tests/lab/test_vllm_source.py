@@ -185,6 +185,25 @@ def test_vllm_is_built_from_its_sources(site, repositories):
     assert site.good(STACK, **options) == 0
 
 
+@pytest.mark.full
+def test_down_flashinfer_s_ladder_vllm_is_built_once(site, repositories):
+    """FlashInfer's published sources become wheels; without CUDA they can't be imported, and a gate refuses them."""
+    shipped = yaml.safe_load((ROOT / "roles/vllm_stack/files/stacks/vllm-0.10.2-cu128/stack.yml").read_text())
+    flashinfer = {key: shipped["flashinfer"][key] for key in ("version", "ladder", "hashes")}
+    options = {
+        "vllm_stack_name": "vllm-0.10.2-source", "vllm_stack_repository": repositories.url("0.10.2"),
+        # Another release than that of the test before.
+        "vllm_stack_overrides": {"flashinfer": flashinfer, "distribution_aliases": {"phoenix-ladder": "1.0"}},
+    }  # fmt: skip
+    before = int(inside(VMID, f"cat {LOG} 2>/dev/null | wc -l"))
+    site.good(STACK, **options)
+    said = inside(VMID, f"tail -n +{before + 1} {LOG}")
+    assert said.count("Successfully built") == 3, "vLLM once, two FlashInfers"
+    found = record()
+    assert [entry["piece"] for entry in found["refused"].values()] == ["flashinfer", "flashinfer"]
+    assert found["flashinfer"] == "" and "vllm 0.10.2+cpu.empty" in found["found"]
+
+
 def test_a_commit_that_is_not_there_is_named(site, repositories):
     overrides = {"vllm": {"commit": "c" * 40}}
     said = site.refused(

@@ -23,6 +23,14 @@ from hypothesis import strategies as st
 HASH = "--hash=sha256:" + "a" * 64
 
 
+@pytest.fixture
+def tmp_path(tmp_path) -> Path:
+    """A folder of a job, without the other tests beside it: what other candidates have built counts."""
+    work = tmp_path / "work"
+    work.mkdir()
+    return work
+
+
 class Job:
     """Runs programs for real, or instead of them a function of the command; remembers both them and the progress."""
 
@@ -481,6 +489,33 @@ def test_a_source_distribution_becomes_a_wheel_once(tmp_path, job, sdist):
     made[0].write_text("damaged")
     source.build_wheels(sdist, tmp_path, {"uv": "uv"}, job.run, job.say)
     assert hashlib.sha256(made[0].read_bytes()).hexdigest() == source.built(tmp_path)[made[0].name]["sha256"]
+
+
+def test_what_another_candidate_has_built_is_taken(tmp_path, job, sdist):
+    """Another FlashInfer is tried with the same vLLM, which may have taken hours."""
+    job.instead = {"build": builds(tmp_path), "venv": environment, "install": environment}
+    (first,) = source.build_wheels(sdist, tmp_path, {"uv": "uv"}, job.run, job.say)
+    other = tmp_path.parent / "other"
+    (other / "wheels").mkdir(parents=True)
+    (other / "wheels/flashinfer_python-0.3.1.tar.gz").write_text("x")
+    job.commands.clear()
+    (second,) = source.build_wheels(sdist, other, {"uv": "uv"}, job.run, job.say)
+    assert not [words for words in job.commands if "build" in words]
+    assert second == other / "wheels" / first.name and second.samefile(first)
+    assert source.built(other) == source.built(tmp_path)
+    # Built in another environment, it is another wheel.
+    third = tmp_path.parent / "third"
+    (third / "wheels").mkdir(parents=True)
+    (third / "wheels/flashinfer_python-0.3.1.tar.gz").write_text("x")
+    changed = {**sdist, "build_requirements": f"setuptools==80 {HASH}\n"}
+    source.build_wheels(changed, third, {"uv": "uv"}, job.run, job.say)
+    assert [words for words in job.commands if "build" in words]
+    # Where it is built makes no difference.
+    variables = [{"X": f"{folder}/y", "MAX_JOBS": jobs} for folder, jobs in ((tmp_path, "3"), (other, "4"))]
+    here, there = (source.Building("a", "b", tmp_path, each) for each in variables)
+    assert source.inputs(here, tmp_path) == source.inputs(there, other)
+    another = source.Building("a", "c", tmp_path, variables[0])
+    assert source.inputs(another, tmp_path) != source.inputs(here, tmp_path)
 
 
 def test_a_build_that_fails_says_the_compilers_words(tmp_path, job, sdist):

@@ -284,6 +284,16 @@ class TestDamage:
         assert content_of(kept.root / RELEASE) == FILES
         assert run("given")["given"] is True
 
+    def test_of_damaged_files_the_last_ones_are_kept(self, kept):
+        it = store.Store(str(kept.root))
+        places = []
+        for number in range(5):
+            path = kept.root / f"bad{number}"
+            path.write_text("x")
+            places.append(it._keep_damaged(str(path), f"bad{number}"))
+            os.utime(places[-1], (number, number))
+        assert sorted(path.name for path in (kept.root / "damaged").iterdir()) == ["bad2", "bad3", "bad4"]
+
     def test_a_file_that_is_missing_is_no_wheelhouse(self, run, kept):
         (kept.root / RELEASE / "python/cpython.tar.gz").unlink()
         done = run("given")
