@@ -20,8 +20,9 @@ PCT_CALLS = Path("/var/log/phoenix-lab/pct-calls.log")
 
 
 def _calls() -> list[str]:
-    """The calls of `pct` for the containers of the example. Other tests may be at work on others."""
-    return [line for line in PCT_CALLS.read_text().splitlines() if re.search(r"\b9[0-9]{2}\b", line.split(" ", 1)[1])]
+    """The calls of `pct` for the containers of the example. Other tests may be at work on others, and words
+    of a call may have line ends in them."""
+    return [line for line in PCT_CALLS.read_text().splitlines() if re.search(r"\b9[0-9]{2}\b", line.partition(" ")[2])]
 
 
 def _run(folder: Path, overrides: dict, limit: str = "ctid_921") -> subprocess.CompletedProcess:
