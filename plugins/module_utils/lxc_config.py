@@ -49,6 +49,8 @@ ROLE_VARIABLES = (
     "vllm_stack_name",
     "vllm_stack_overrides",
     "vllm_model_server_engine_config",
+    "verify_health_check",
+    "verify_tests",
 )
 
 
@@ -412,6 +414,10 @@ class Model:
             result["vllm_stack_overrides"] = overrides
         if declared["_engine_config"]:
             result["vllm_model_server_engine_config"] = declared["_engine_config"]
+        if "command" in declared.get("health_check", {}):
+            result["verify_health_check"] = declared["health_check"]
+        if declared.get("tests"):
+            result["verify_tests"] = declared["tests"]
         return result
 
     def _clone(self, declared: dict[str, Any]) -> dict[str, Any]:

@@ -650,9 +650,9 @@ KEYS: dict[str, Key] = {
         _object(
             {
                 # Any text, in several lines too.
-                "command": Key(_text(r"[^\x00]+"), "Command inside that succeeds when it is well."),
-                "retries": Key(_whole(0), "How often to try again."),
-                "interval": Key(_whole(0, unit=", in seconds"), "Seconds between."),
+                "command": Key(_text(r"[^\x00]+"), "Command for the shell inside that ends with 0 when it is well."),
+                "retries": Key(_whole(0), "How often to try again; 3 when it is silent."),
+                "interval": Key(_whole(0, unit=", in seconds"), "Seconds between; 5 when it is silent."),
             }
         ),
         "What has to succeed before it counts as ready.",
@@ -663,8 +663,12 @@ KEYS: dict[str, Key] = {
                 _object(
                     {
                         "name": Key(_text(), "Name of the test."),
-                        "type": Key(_text(), "Kind of the test."),
-                        "path": Key(_text(), "Its script."),
+                        "type": Key(_text(), "Kind of the test: script (when it is silent), command or http."),
+                        "path": Key(
+                            _text(),
+                            "Its script, below the folder of tests or absolute inside; the command; "
+                            "the path below the model server's URL, or a whole URL.",
+                        ),
                     }
                 )
             )

@@ -56,7 +56,7 @@ def locked(release):
 
 def main(unit):
     """Print what there is, and what is wrong with it, a sentence each."""
-    problems = []
+    problems, differences = [], []
     seen = properties(unit)
     if seen.get("ActiveState") != "active":
         problems.append(f"{unit} is not active, but {seen.get('ActiveState')} (systemd says {seen.get('Result')}); "
@@ -75,9 +75,11 @@ def main(unit):
     for name, version in sorted(expected.items()):
         # A build's own mark (+cpu, +cu128) is written in the file's name as it is, or not at all.
         if there.get(name, "").split("+")[0] != version.split("+")[0]:
-            problems.append(f"{name} is locked at {version}, and {release} has {there.get(name, 'none')}: run site.yml")
+            has = there.get(name, "none")
+            differences.append(f"{name} is locked at {version}, and {release} has {has}: run site.yml")
     print(json.dumps({
-        "problems": problems, "release": os.path.basename(release), "unit": seen, "record": record,
+        "problems": problems, "differences": differences,
+        "release": os.path.basename(release), "unit": seen, "record": record,
         "vllm": record.get("vllm", ""), "compared": len(expected),
     }))  # fmt: skip
 

@@ -799,6 +799,27 @@ def test_a_second_interface() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("declared", "expected"),
+    [
+        ({"command": " a\n{{ b }} ", "retries": "3"}, {"command": "a\n{{ b }}", "retries": 3}),
+        ({"command": "a", "interval": 0, "retries": None}, {"command": "a", "interval": 0}),
+        ({"retries": 3}, None),
+        ({}, None),
+        (None, None),
+    ],
+)
+def test_a_health_check(declared: Any, expected: Any) -> None:
+    assert variables(health_check=declared).get("verify_health_check") == expected
+
+
+def test_tests() -> None:
+    declared = {"health": [{"name": "a", "type": "script", "path": "b.sh"}, {"path": 5}], "empty": []}
+    expected = {"health": [{"name": "a", "type": "script", "path": "b.sh"}, {"path": "5"}], "empty": []}
+    assert variables(tests=declared)["verify_tests"] == expected
+    assert "verify_tests" not in variables(tests={})
+
+
 def test_a_mac_address_alone() -> None:
     assert variables(mac_address="bc:24:11:00:00:01")["container_config"]["net0"]["hwaddr"] == "BC:24:11:00:00:01"
 

@@ -1,0 +1,68 @@
+#!/usr/bin/python
+# Copyright (c) 2026 The Phoenix Hypervisor team
+# GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: verify_report
+short_description: Report what the checks of all containers came to
+version_added: 0.1.0
+author:
+  - The Phoenix Hypervisor team (@phoenix)
+description:
+  - Reads what the role P(phoenix.hypervisor.verify#role) left in the fact C(verify_result) of each host, shows a table
+    of all checks and what failed in full, and writes both, as text and as JSON, into a folder.
+  - A host without that fact is in the report as failed.
+  - Runs on the control node, as an action plugin. It does not fail for what the report says.
+attributes:
+  check_mode:
+    description: Shows the report, and writes no file.
+    support: full
+  diff_mode:
+    description: There is nothing to compare.
+    support: none
+  idempotence:
+    description: Each run writes its own report in the place of the last one's. It reports no change.
+    support: full
+options:
+  hosts:
+    description: The hosts that are to be in the report, in this order.
+    type: list
+    elements: str
+    required: true
+  folder:
+    description:
+      - The folder on the control node that C(verify.json) and C(verify.txt) are written into. It is created. Relative
+        to the folder that Ansible was started in. No file is written when it is empty.
+      - A folder that can't be written is a warning.
+    type: path
+    default: ""
+"""
+
+EXAMPLES = r"""
+- name: Report
+  phoenix.hypervisor.verify_report:
+    hosts: "{{ ansible_play_hosts_all }}"
+    folder: build/verify
+  run_once: true
+"""
+
+RETURN = r"""
+report:
+  description:
+    - C(passed), C(time), C(check_mode), C(counts) and C(containers).
+    - Each container has C(host), C(passed), C(failed) (the names of the checks that did) and C(checks); for a model
+      server C(model), C(url), C(release) and C(answer), too.
+    - Each check has C(check), C(result) (C(passed), C(failed) or C(skipped)) and C(message), and C(group), C(name),
+      C(seconds), C(attempts) and C(lines) where there are any.
+  returned: always
+  type: dict
+  sample: {passed: true, time: "2026-11-27T21:18:52Z", check_mode: false, counts: {containers: 1, checks: 5, passed: 5}}
+files:
+  description: The files that were written.
+  returned: always
+  type: list
+  elements: str
+  sample: [build/verify/verify.json, build/verify/verify.txt]
+"""
