@@ -105,7 +105,8 @@ def result_of(seen: Mapping[str, Any]) -> dict[str, Any]:
     if seen.get("look"):
         checks += _of_the_unit(seen["look"])
     if seen.get("completion"):
-        checks.append(_of_the_completion(seen["completion"], bool(seen.get("pooling"))))
+        done = {"url": seen.get("url", ""), **seen["completion"]}
+        checks.append(_of_the_completion(done, bool(seen.get("pooling"))))
     if seen.get("health_check"):
         checks.append(_check("health_check", **_of_a_run(f"`{seen.get('command', '')}`", seen["health_check"])))
     for done in seen.get("tests") or ():
@@ -217,6 +218,8 @@ def _of_the_completion(done: Mapping[str, Any], pooling: bool) -> dict[str, Any]
         return _check("completion", **early)
     if "passed" not in done:
         return _check("completion", FAILED, clean(done.get("msg", "it gave no result")).rstrip("."))
+    if re.match(r"https?://:", done.get("url", "")):
+        return _check("completion", FAILED, "its address is not known, as with dhcp; say it in verify_address")
     seconds, url, content = done.get("seconds", 0), done.get("url", ""), done.get("content", "")
     if not done["passed"]:
         message = f"the model did not answer at {url}: {done.get('outcome', '')}"

@@ -220,7 +220,7 @@ def try_inside(params: dict, api_key: str) -> dict:
 def try_url(params: dict, api_key: str) -> dict:
     """Ask for the URL once."""
     url, body = params["url"], params["body"]
-    if not re.match(r"https?://[^\s/]", url):
+    if not re.match(r"https?://[^\s/:]", url):
         raise CannotRun(f"{url!r} is no URL that can be asked for; write one such as http://10.92.0.121:8000/health")
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     if body is not None:

@@ -236,6 +236,8 @@ def test_what_answers_gives_no_answer(content, pooling):
          "reachable from the node and that the server listens on it"),
         (UNREACHABLE, "it can't be reached: CTID 921 is not running; start it"),
         ({"msg": "timeout: 0 is no limit"}, "timeout: 0 is no limit"),
+        ({"passed": False, "outcome": "'http://:8000/v1/completions' is no URL", "url": "http://:8000"},
+         "its address is not known, as with dhcp; say it in verify_address"),
     ],
 )  # fmt: skip
 def test_no_answer(done, message):
