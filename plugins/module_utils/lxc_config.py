@@ -706,7 +706,8 @@ def _mounts(declared: dict[str, Any]) -> list[dict[str, Any]]:
     mounts = []
     for mount in declared.get("mount_points", []):
         owner = {key: mount[key] for key in ("owner_uid", "owner_gid") if key in mount}
-        mounts.append({"mp": mount["container_path"], "source": mount["host_path"], **owner})
+        read_only = {"ro": mount["read_only"]} if "read_only" in mount else {}
+        mounts.append({"mp": mount["container_path"], "source": mount["host_path"], **owner, **read_only})
     for volume in declared.get("zfs_volumes", []) + declared.get("volumes", []):
         storage = volume.get("pool") or declared["storage_pool"]
         mounts.append({"mp": volume["mount_point"], "storage": storage, "size_gb": volume["size_gb"]})

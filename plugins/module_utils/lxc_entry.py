@@ -629,6 +629,7 @@ KEYS: dict[str, Key] = {
                     "container_path": Key(_absolute, "Where it is mounted in the container."),
                     "owner_uid": Key(_id, "Its owner, as seen in the container."),
                     "owner_gid": Key(_id, "Its group, as seen in the container."),
+                    "read_only": Key(_flag, "Whether it can only be read in the container; left out, as it is now."),
                 },
                 needed=("host_path", "container_path"),
             )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import configparser
+import errno
 import hashlib
 import html.parser
 import http.client
@@ -32,18 +33,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .download import AGENT, BLOCK, PAUSES, Unreachable, download, opener
+from .download import reason as _reason
 from .release_plan import JobError, explain, without_secrets
 
 PYPI = "https://pypi.org/simple"
 # Waiting for one more index or server costs nothing but time; hashing is what two cores are busy with.
 THREADS = 6
-BLOCK = 1 << 20
 TIMEOUT = 30.0
 # An index that can't be reached must not cost minutes, whatever pip's settings say of a download's timeout.
 INDEX_TIMEOUT = 30.0
 # PyTorch's index is an extra.
 EXTRA_TIMEOUT = 15.0
-PAUSES = (0.5, 2.0, 5.0)
 JSON_TYPE = "application/vnd.pypi.simple.v1+json"
 ACCEPT = f"{JSON_TYPE}, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
 MACHINES = {"x86_64": ("x86_64",), "aarch64": ("aarch64", "arm64")}
@@ -76,10 +77,6 @@ class Link:
     name: str
     sha256: str = ""
     size: int = 0
-
-
-class Unreachable(Exception):
-    """A place that gave no answer."""
 
 
 def parse_lock(text: str) -> list[Locked]:
@@ -262,13 +259,7 @@ class Web:
         for context in (trusting, blind):
             if settings.client_certificate:
                 context.load_cert_chain(settings.client_certificate)
-        proxies = {"http": settings.proxy, "https": settings.proxy} if settings.proxy else None
-        self._openers = {
-            is_blind: urllib.request.build_opener(
-                urllib.request.ProxyHandler(proxies), urllib.request.HTTPSHandler(context=context)
-            )
-            for is_blind, context in ((False, trusting), (True, blind))
-        }
+        self._openers = {False: opener(trusting, settings.proxy), True: opener(blind, settings.proxy)}
 
     def open(self, url: str, timeout: float, start: int = 0) -> http.client.HTTPResponse:
         """Open a URL.
@@ -279,15 +270,15 @@ class Web:
             start: the first byte that is wanted.
         """
         parts = urllib.parse.urlsplit(url)
-        headers = {"Accept": ACCEPT, "User-Agent": "phoenix.hypervisor", "Accept-Encoding": "identity"}
+        headers = {"Accept": ACCEPT, "User-Agent": AGENT, "Accept-Encoding": "identity"}
         if start:
             headers["Range"] = f"bytes={start}-"
         if parts.username:
             login = f"{urllib.parse.unquote(parts.username)}:{urllib.parse.unquote(parts.password or '')}"
             headers["Authorization"] = "Basic " + base64.b64encode(login.encode()).decode()
             parts = parts._replace(netloc=parts.netloc.rpartition("@")[2])
-        opener = self._openers[parts.hostname in self.settings.trusted]
-        return opener.open(urllib.request.Request(parts.geturl(), headers=headers), timeout=timeout)
+        request = urllib.request.Request(parts.geturl(), headers=headers)
+        return self._openers[parts.hostname in self.settings.trusted].open(request, timeout=timeout)
 
 
 class Place:
@@ -516,46 +507,17 @@ class Fetcher:
 
     def _download(self, link: Link, part: Path, tell: Callable[[int], None]) -> str:
         """Download into a file, going on with what is there of it, and return its SHA-256."""
-        reason = ""
-        for pause in (0.0, *PAUSES):
-            time.sleep(pause)
-            digest = hashlib.sha256()
-            try:
-                start = 0
-                with open(part, "ab+") as file:
-                    file.seek(0)
-                    for block in iter(lambda file=file: file.read(BLOCK), b""):
-                        digest.update(block)
-                        start += len(block)
-                    if link.size and start == link.size:
-                        return digest.hexdigest()
-                    with self.web.open(link.url, self.settings.timeout, start) as reply:
-                        if start and reply.status != 206:
-                            file.truncate(0)
-                            digest, start = hashlib.sha256(), 0
-                        expected = reply.headers.get("Content-Length")
-                        count = 0
-                        for block in iter(lambda reply=reply: reply.read(BLOCK), b""):
-                            file.write(block)
-                            digest.update(block)
-                            count += len(block)
-                            tell(len(block))
-                    if expected and count < int(expected):
-                        raise ConnectionError("the connection ended in the middle of the file")
-                return digest.hexdigest()
-            except urllib.error.HTTPError as error:
-                reason = f"HTTP {error.code}"
-                if error.code == 416:
-                    part.unlink(missing_ok=True)
-                elif error.code < 500 and error.code not in (408, 429):
-                    break
-            except (OSError, http.client.HTTPException) as error:
-                if isinstance(error, OSError) and error.errno == 28:
-                    raise JobError(
-                        f"The container's disk is full while {link.name} is downloaded.", "disk", explain(str(error))
-                    ) from None
-                reason = _reason(error)
-        raise Unreachable(reason)
+        try:
+            return download(
+                lambda start: self.web.open(link.url, self.settings.timeout, start),
+                part, hashlib.sha256, tell, link.size, PAUSES,
+            )  # fmt: skip
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise Unreachable(_reason(error)) from None
+            raise JobError(
+                f"The container's disk is full while {link.name} is downloaded.", "disk", explain(str(error))
+            ) from None
 
     def _tell(self, count: int, files: int, total: int, of_files: int) -> None:
         with self._lock:
@@ -621,12 +583,6 @@ def _fits(tag: str, machine: str, glibc: tuple[int, int]) -> bool:
         match = re.fullmatch(r"manylinux_(\d+)_(\d+)", base)
         return bool(match) and (int(match[1]), int(match[2])) <= glibc
     return False
-
-
-def _reason(error: BaseException) -> str:
-    """Return what went wrong with a connection, without Python's words around it."""
-    inner = getattr(error, "reason", error)
-    return str(getattr(inner, "strerror", None) or inner or type(error).__name__)
 
 
 def _host(url: str) -> str:

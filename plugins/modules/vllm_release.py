@@ -254,6 +254,7 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.phoenix.hypervisor.plugins.module_utils import (
+    download,
     release_bytecode,
     release_fetch,
     release_gates,
@@ -267,7 +268,9 @@ from ansible_collections.phoenix.hypervisor.plugins.module_utils.release_plan im
 
 UNIT = "vllm_release"
 # What the job runs on, outside of Ansible.
-LIBRARY = (stacks, release_plan, release_fetch, release_source, release_gates, release_bytecode, release_job)
+LIBRARY = (
+    stacks, download, release_plan, release_fetch, release_source, release_gates, release_bytecode, release_job,
+)  # fmt: skip
 PROPERTIES = "ActiveState,Result,ExecMainStatus,Description"
 # A new line of progress is worth a return after so many seconds.
 NEWS = 10.0

@@ -74,7 +74,7 @@ TAKEN: dict[str, Any] = {
     "id_maps": [{"type": "BOTH", "host_id": 1, "container_id": "1", "size": 1}],
     "zfs_volumes": VOLUMES,
     "volumes": VOLUMES,
-    "mount_points": [{"host_path": "/a", "container_path": "/b", "owner_uid": 0, "owner_gid": ""}],
+    "mount_points": [{"host_path": "/a", "container_path": "/b", "owner_uid": 0, "owner_gid": "", "read_only": True}],
     "firewall": {"enabled": True, "rules": [{"type": "IN", "action": "SSH(accept)", "port": None, "log": "x"}]},
     "dependencies": ["900", 101],
     "ports": [8000, {"a": 1}],
