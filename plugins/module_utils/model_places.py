@@ -152,7 +152,8 @@ def shared(wanted: Mapping[str, Wanted], nodes: Mapping[str, str], host: str) ->
         if differing:
             result.problems.append(
                 f"{host} wants {_text(entry)} as {entry['name']} in {entry.get('folder') or 'models_folder'} of "
-                f"{nodes[host]}, and {', '.join(differing)} another revision or other files of it; give them one, or another name"
+                f"{nodes[host]}, and {', '.join(differing)} another revision or other files of it; give them "
+                "one, or another name"
             )
         elif first == host and its is entry:
             result.fetch.append(entry)

@@ -289,7 +289,7 @@ def to_prune(revisions: Mapping[str, float], live: str, keep: int) -> list[str]:
 def nearest(name: str, known: Collection[str], count: int = 3) -> list[str]:
     """The known names that look most like a name."""
     folded = {each.lower(): each for each in known}
-    return [folded[each] for each in difflib.get_closematches(name.lower(), list(folded), count, 0.5)]
+    return [folded[each] for each in difflib.get_close_matches(name.lower(), list(folded), count, 0.5)]
 
 
 def amount(size: float) -> str:

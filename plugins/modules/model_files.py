@@ -275,8 +275,9 @@ class Task:
             followed = self.follow(self.params["job"])
             if followed is not None:
                 return followed
-        if self.check:
-            plan = self.plan()
+        # A run that has nothing to do leaves no trace, and waits for nobody.
+        plan = self.plan()
+        if self.check or not (plan.steps or (self.params["verify"] and plan.revision)):
             return plan.result
         self.place.enter(make=True)
         lock = self.place.lock()
@@ -287,6 +288,7 @@ class Task:
             time.sleep(_PAUSE)
             lock = self.place.lock()
         try:
+            # Somebody else may have done it meanwhile.
             plan = self.plan()
             if not plan.missing and not (self.params["verify"] and plan.revision):
                 return self.act(plan, lambda text: None) if plan.steps else plan.result

@@ -111,7 +111,7 @@ def serving(host: str = "127.0.0.1") -> Iterator[FakeHub]:
         server = ThreadingHTTPServer((host, 0), handler)
         server.daemon_threads = True
         setattr(fake, name, server)
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield fake
     finally:
