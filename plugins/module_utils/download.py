@@ -49,8 +49,11 @@ class Unreachable(Exception):
 class _OwnHostOnly(urllib.request.HTTPRedirectHandler):
     """Follows redirects. Python's own handler would hand a login on to whomever a redirect names."""
 
+    # Python knows it since 3.11.
+    http_error_308 = urllib.request.HTTPRedirectHandler.http_error_302
+
     def redirect_request(self, req, fp, code, msg, headers, newurl):
-        new = super().redirect_request(req, fp, code, msg, headers, newurl)
+        new = super().redirect_request(req, fp, 307 if code == 308 else code, msg, headers, newurl)
         if new is not None and origin(new.full_url) != origin(req.full_url):
             new.remove_header("Authorization")
         return new

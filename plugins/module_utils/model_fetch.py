@@ -25,6 +25,8 @@ from .model_plan import MANIFEST, File, ModelError, NotThere, Revision
 from .model_store import FULL, PARTS, Place, owner
 
 _TELL = 0.5
+# A fetch of hours outlives a network that is away for a minute or two.
+PAUSES = (1.0, 5.0, 15.0, 30.0, 60.0)
 
 
 # --- a folder as the source ---------------------------------------------------------------------------------------
@@ -253,7 +255,7 @@ class Work:
         begun = part.stat().st_size if part.exists() else 0
         try:
             found = download.download(
-                self.opened(file), part, file.hasher, lambda count: self._count(count, file.path), file.size
+                self.opened(file), part, file.hasher, lambda count: self._count(count, file.path), file.size, PAUSES
             )
         except Unreachable as problem:
             raise self.failure(problem, file) from None

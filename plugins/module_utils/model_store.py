@@ -227,8 +227,8 @@ class Place:
         for part in ["", *self.name.split("/")[:-1]]:
             at = f"{at}/{part}".rstrip("/")
             with contextlib.suppress(OSError):
-                if os.stat(at).st_mode & 0o005 != 0o005:
-                    return f"{at} isn't open to everybody, so servers in containers may not read it: chmod o+rx {at}"
+                if not os.stat(at).st_mode & 0o001:
+                    return f"{at} can't be entered by everybody, so servers in containers may not: chmod o+x {at}"
         return ""
 
     def room_problem(self, size: int) -> str:

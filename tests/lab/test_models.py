@@ -193,7 +193,7 @@ def test_a_commit_that_is_there_needs_no_hub(site, hub):
     (commit,) = site.revisions()
     site.write(revision=commit)
     said = site.fetch(models_endpoint="http://127.0.0.1:1")
-    assert "there, at" in said and "changed=1" not in said
+    assert "done: []" in said and f"{site.models}/{NAME}: {commit}" in said and "changed=1" not in said
     site.write(revision="v9")
     said = site.fetch(code=2)
     assert f"{NAME} has no revision v9 on {hub.endpoint}; it has main" in said

@@ -144,7 +144,7 @@ def servers():
         def do_GET(self):
             seen.append((self.server.server_port, self.headers.get("Authorization")))
             if self.path.startswith("/to/"):
-                self.send_response(302)
+                self.send_response(308 if "308" in self.path else 302)
                 self.send_header("Location", self.path.removeprefix("/to/"))
             else:
                 self.send_response(200)
@@ -164,7 +164,7 @@ def servers():
 
 def test_a_login_goes_to_its_own_host_only(servers):
     (one, two), seen = servers
-    for address in (f"{one}/to/{one}/x", f"{one}/to/{two}/x", f"{one}/to/{two}/to/{one}/x"):
+    for address in (f"{one}/to/{one}/x", f"{one}/to/{two}/x308", f"{one}/to/{two}/to/{one}/x"):
         request = urllib.request.Request(address, headers={"Authorization": "Bearer secret"})
         with download.opener().open(request):
             pass

@@ -34,6 +34,7 @@ SECRET = "hf_right"
 def hub(monkeypatch):
     """A hub with a model; nothing waits long for it."""
     monkeypatch.setattr(download, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(model_fetch, "PAUSES", (0.0, 0.0))
     with model_hub.serving() as fake:
         fake.models[NAME] = Model()
         fake.models[NAME].push(FILES)
@@ -561,7 +562,7 @@ class TestPlaces:
 
     def test_a_folder_that_containers_can_t_enter_is_told_of(self, folder):
         folder.mkdir(mode=0o750)
-        assert f"chmod o+rx {folder}" in model_store.Place(str(folder), NAME).world_problem()
+        assert f"chmod o+x {folder}" in model_store.Place(str(folder), NAME).world_problem()
 
 
 class TestFromAFolder:
