@@ -135,7 +135,7 @@ def of_file(name: str, function: str) -> Callable[[], Figures]:
 GROUPS: dict[str, Callable[[], Figures]] = {
     "first_run": first_run, "second_run": second_run, "task": task, "containers": of_file("containers", "figures"),
     "connection": of_file("connection", "connection"), "inventory": of_file("inventory", "inventory"),
-    "stack": of_file("stack", "stack"),
+    "stack": of_file("stack", "stack"), "server": of_file("server", "server"),
 }  # fmt: skip
 
 
