@@ -5,8 +5,9 @@
 """Stands in for vLLM where a test is about what is around it: the same command line, the same requests, in a second.
 
 How it behaves is the name of the model's folder (C(dies), C(hangs), C(slow…), else it answers), and so is the folder
-that it was installed in: a file C(broken) beside it has it die. C(loads…) takes three seconds to load, and the prompt
-C(Slowly) four to be answered. Like vLLM it has its port from the beginning, and listens on it once it is loaded.
+that it was installed in: a file C(broken) beside it has it die. C(loads…) takes three seconds to load, C(alone…) finds
+no room beside another server, and the prompt C(Slowly) takes four seconds. Like vLLM it has its port from its start on,
+and listens there once it is loaded.
 """
 
 import http.server
@@ -37,6 +38,9 @@ say("serving " + model)
 if behaviour == "dies":
     say("Traceback (most recent call last):")
     say("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 31.36 GiB")
+    sys.exit(1)
+if behaviour.startswith("alone") and "--port" in sys.argv:
+    say("ValueError: Free memory on device (2.9/31.4 GiB) on startup is less than desired GPU memory utilization")
     sys.exit(1)
 if behaviour == "hangs":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
