@@ -1067,6 +1067,11 @@ class Run:
         beside = waiting["phase"] == "beside"
         if server_plan.is_dead(now, waiting["invocation"]):
             self.failed(target, *self.last_words(now))
+        if not beside and server.beside_port() and server_plan.is_dead(server.properties(server.beside_name)):
+            # Rare, and nothing to be done about but to say it: the server itself is loading.
+            if waiting["gap"] == 0.0:
+                waiting.update(stopped=time.time(), reason=f"{server.beside_name} ended, its journal tells why")
+            server.end_beside()
         left = limit - (time.time() - waiting["since"])
         if server.running_digest(now) == target.digest:
             waiting["invocation"] = now.get("InvocationID", "")

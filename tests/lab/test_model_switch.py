@@ -159,7 +159,8 @@ def test_a_new_server_that_fails_has_not_touched_the_old_one(site):
         ("loads-one", {"vllm_model_server_environment": {"VLLM_CPU_KVCACHE_SPACE": "6"}}, True,
          "and the new one may want 7.5"),
         # By the numbers it has room, and then it has not.
-        ("alone", {}, False, "it had no room beside the old one (ValueError: Free memory on device"),
+        pytest.param("alone", {}, False, "it had no room beside the old one (ValueError: Free memory on device",
+                     marks=pytest.mark.full),
         pytest.param("loads-two", {"vllm_model_server_overlap": "never"}, True, "vllm_model_server_overlap is never",
                      marks=pytest.mark.full),
     ],
@@ -228,6 +229,7 @@ def test_a_container_that_restarts_in_the_middle_has_one_state(site):
     assert site.answer() == before and left(site) == "active 1"
 
 
+@pytest.mark.full
 def test_a_model_of_the_hub_is_fetched_while_the_old_server_answers(site):
     site.inside(f"mkdir -p /opt/hub && cat >/opt/hub/huggingface_hub.py <<'EOF'\n{HUB}\nEOF\n"
                 f"printf '#!/bin/sh\\nexec env PYTHONPATH=/opt/hub python3 \"$@\"\\n' "
