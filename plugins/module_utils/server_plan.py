@@ -24,7 +24,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from ansible_collections.phoenix.hypervisor.plugins.module_utils.server_switch import Room
+from ansible_collections.phoenix.hypervisor.plugins.module_utils.server_switch import Room, model_in
 
 DIGEST_VARIABLE = "PHOENIX_DIGEST"
 # Words in the unit's template that are known only here. Without the first two a change would not reach the server.
@@ -313,7 +313,7 @@ def plan(
     elif not seen.files_right:
         steps.append(Step("config", f"write {config_path} with the right name, owner and mode"))
     if room and room.fetch:
-        steps.append(Step("fetch", f"fetch the model {target.model}, while the old server answers"))
+        steps.append(Step("fetch", f"fetch the model {model_in(target.unit)}, while the old server answers"))
     if room and room.overlap:
         steps.append(
             Step("beside", f"start the new server beside the old one, which answers until it does ({room.reason})")

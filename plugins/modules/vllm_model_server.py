@@ -820,12 +820,17 @@ class Server:
     def do_fetch(self, target):
         """Have the model fetched by the release's own program, as the service's user."""
         os.makedirs(os.path.dirname(FETCH), mode=0o755, exist_ok=True)
-        write(FETCH, inspect.getsource(server_fetch), 0o755)
+        write(FETCH, inspect.getsource(server_fetch), 0o644)
         told = server_switch.settings(target.config)
         command = [os.path.join(target.release, "bin", "python"), FETCH, server_switch.model_in(target.unit)]
         command += [told.get(name, "") for name in ("revision", "download-dir")]
         words = map(engine_args.unit_word, command)
-        self.start_other(self.fetch_name, server_switch.fetch_unit(target.unit, " ".join(words)))
+        unit = server_switch.fetch_unit(target.unit, " ".join(words))
+        if read_text(self.fetch_file) == unit and self.properties(self.fetch_name).get("SubState") == "running":
+            # An earlier run has begun with it.
+            return
+        self.end_other(self.fetch_name, kill=True)
+        self.start_other(self.fetch_name, unit)
 
     def do_beside(self, target):
         """Start the new state beside the running server, or go on with the one that an earlier run has started."""
@@ -1054,7 +1059,8 @@ class Run:
         """Look whether the model is here, and go on when it is."""
         server, waiting = self.server, self.waiting
         if server_plan.is_dead(now):
-            self.failed(target, *self.last_words(now, f"The model {target.model} could not be fetched"))
+            model = server_switch.model_in(target.unit)
+            self.failed(target, *self.last_words(now, f"The model {model} could not be fetched"))
         waiting["invocation"] = now.get("InvocationID", "")
         if now.get("SubState") == "exited":
             server.end_other(server.fetch_name)
