@@ -597,7 +597,10 @@ class Server:
 
     def running_digest(self, properties):
         """Return the digest that the server's process carries, or what runs before it, "" when there is none."""
-        pid = int(properties.get("MainPID") or 0) or int(properties.get("ControlPID") or 0)
+        pid = int(properties.get("MainPID") or 0)
+        # What runs after a server that ended has the digest of the unit as it is by then.
+        if not pid and properties.get("SubState", "").startswith("start"):
+            pid = int(properties.get("ControlPID") or 0)
         try:
             with open(f"/proc/{pid}/environ", "rb") as file:
                 return server_plan.environment(file.read()).get(server_plan.DIGEST_VARIABLE, "")
