@@ -285,8 +285,14 @@ def is_replaced(target: Target, seen: Seen) -> bool:
 
 
 def plan(
-    target: Target, seen: Seen, user: str, unit_name: str, config_path: str, link_path: str = "",
-    room: Room | None = None, took: float = 0,
+    target: Target,
+    seen: Seen,
+    user: str,
+    unit_name: str,
+    config_path: str,
+    link_path: str = "",
+    room: Room | None = None,
+    took: float = 0,
 ) -> list[Step]:
     """Return what is to be done, in order; nothing when the server runs what is declared.
 

@@ -966,9 +966,7 @@ class Run:
         module, server = self.module, self.server
         seen = server.look(target)
         room = server.room(target, seen)
-        link = server.link if module.params["go_back_to"] else ""
-        took = server.states.took(target.digest)
-        steps = server_plan.plan(target, seen, server.user, server.name, server.config_file, link, room, took)
+        steps = self.plan(target, seen, room)
         former = ""
         # Where what is declared is what answered last, and doesn't now, there is nothing better to go back to.
         if server.states.good != target.digest:
@@ -993,6 +991,13 @@ class Run:
             self.failed(target, str(error))
         self.watch(target)
 
+    def plan(self, target, seen, room=None):
+        """Return the steps to a state; with those of the link where a former state is made live."""
+        server = self.server
+        link = server.link if self.module.params["go_back_to"] or self.waiting.get("undo") else ""
+        took = server.states.took(target.digest)
+        return server_plan.plan(target, seen, server.user, server.name, server.config_file, link, room, took)
+
     def execute(self, target, steps):
         """Execute the steps up to one that has to be waited for, or to the answer."""
         server, waiting = self.server, self.waiting
@@ -1016,12 +1021,8 @@ class Run:
 
     def go_ahead(self, target):
         """Execute the steps that are left after what was waited for."""
-        server = self.server
-        link = server.link if self.module.params["go_back_to"] or self.waiting["undo"] else ""
         try:
-            seen = server.look(target)
-            steps = server_plan.plan(target, seen, server.user, server.name, server.config_file, link)
-            self.execute(target, steps)
+            self.execute(target, self.plan(target, self.server.look(target)))
         except ServerError as error:
             self.failed(target, str(error))
 
@@ -1223,7 +1224,6 @@ class Run:
                        changed=True)  # fmt: skip
         waiting["from"] = target.digest
         self.go_ahead(former)
-        point(server.config_file, server_plan.file_names(former.digest)[0])
         self.watch(former)
 
     def who_answers(self):
