@@ -104,13 +104,14 @@ FAILURES = (
     _failure(
         "hub not reached",
         r"couldn't connect to 'https?://|localentrynotfounderror|offlinemodeisenabled"
-        r"|outgoing traffic has been disabled",
+        r"|outgoing traffic has been disabled|httpx\.connect|requests\.exceptions\.connect"
+        r"|max retries exceeded with url",
         "The model is not in the cache, and the hub can't be reached or is switched off (HF_HUB_OFFLINE). Check the "
         "container's gateway and nameserver, or give the path of a folder that has the model.",
     ),
     _failure(
         "model not found",
-        r"repository not found for url|repositorynotfounderror|not a valid model identifier"
+        r"(?:repository|revision) not found for url|(?:repository|revision)notfounderror|not a valid model identifier"
         r"|does not appear to have a file named config\.json|invalid repository id or local directory"
         r"|no such file or directory: '[^']*/config\.json'",
         "There is no such model. A path must be a folder with config.json in the container (mount_points); a name must "

@@ -24,6 +24,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from ansible_collections.phoenix.hypervisor.plugins.module_utils.server_switch import Room, model_in
+
 DIGEST_VARIABLE = "PHOENIX_DIGEST"
 # Words in the unit's template that are known only here. Without the first two a change would not reach the server.
 EXEC_START_WORD, DIGEST_WORD = "@EXEC_START@", "@DIGEST@"
@@ -129,6 +131,7 @@ class Seen:
         properties: what `systemctl show` says of the unit.
         digest: the digest that the running server carries, C("") when none runs.
         good: the digest of the last state whose server answered, C("") when there is none.
+        beside: the digest of the state that is run beside the server for the time of a change, C("") when none is.
     """
 
     user: bool
@@ -142,6 +145,7 @@ class Seen:
     properties: Mapping[str, str]
     digest: str
     good: str
+    beside: str = ""
 
 
 @dataclass(frozen=True)
@@ -149,16 +153,18 @@ class Step:
     """One thing to do, and its sentence for the user.
 
     Attributes:
-        action: C(user), C(cache), C(guard), C(config), C(unit), C(link), C(reload), C(enable), C(start), C(restart),
-            and after the server answered C(keep) and C(tidy).
+        action: C(user), C(cache), C(guard), C(config), C(fetch), C(beside), C(unit), C(link), C(reload), C(enable),
+            C(start), C(restart), and after the server answered C(keep), C(tidy) and C(over).
     """
 
     action: str
     text: str
 
 
+# What goes on in the background; the steps after it are planned anew when it has ended.
+WAITED_FOR = ("fetch", "beside")
 # What is done once the server has answered.
-AFTER = ("keep", "tidy")
+AFTER = ("keep", "tidy", "over")
 
 
 def file_names(digest: str) -> tuple[str, str]:
@@ -273,8 +279,20 @@ def digest_in(unit: str | None) -> str:
     return match[1] if match else ""
 
 
+def is_replaced(target: Target, seen: Seen) -> bool:
+    """Return whether a server runs that another one has to take the place of."""
+    return seen.properties.get("ActiveState") in ("active", "activating", "reloading") and seen.digest != target.digest
+
+
 def plan(
-    target: Target, seen: Seen, user: str, unit_name: str, config_path: str, link_path: str = ""
+    target: Target,
+    seen: Seen,
+    user: str,
+    unit_name: str,
+    config_path: str,
+    link_path: str = "",
+    room: Room | None = None,
+    took: float = 0,
 ) -> list[Step]:
     """Return what is to be done, in order; nothing when the server runs what is declared.
 
@@ -285,8 +303,11 @@ def plan(
         unit_name: the unit's name.
         config_path: what the engine config's file is called for people.
         link_path: the link to the live release, where that has to point at the target's, too.
+        room: whether a server that answers does so until the new one does, C(None) when none answers.
+        took: how many seconds the last start took, 0 when nobody knows.
     """
     steps = []
+    room = room if room and is_replaced(target, seen) else None
     if not seen.user:
         steps.append(Step("user", f"add the system user {user}"))
     if not seen.cache:
@@ -297,6 +318,12 @@ def plan(
         steps.append(Step("config", f"{'write' if seen.config is None else 'change'} {config_path}"))
     elif not seen.files_right:
         steps.append(Step("config", f"write {config_path} with the right name, owner and mode"))
+    if room and room.fetch:
+        steps.append(Step("fetch", f"fetch the model {model_in(target.unit)}, while the old server answers"))
+    if room and room.overlap:
+        steps.append(
+            Step("beside", f"start the new server beside the old one, which answers until it does ({room.reason})")
+        )
     new_unit = seen.unit != target.unit
     if new_unit:
         steps.append(Step("unit", f"{'write' if seen.unit is None else 'change'} {unit_name}"))
@@ -308,13 +335,25 @@ def plan(
         steps.append(Step("enable", f"enable {unit_name}"))
     if seen.properties.get("ActiveState") not in ("active", "activating", "reloading"):
         steps.append(Step("start", f"start {unit_name}"))
-    elif seen.digest != target.digest:
-        steps.append(Step("restart", f"restart {unit_name}"))
+    elif is_replaced(target, seen):
+        steps.append(Step("restart", f"restart {unit_name}{_meanwhile(room, took)}"))
     if seen.good != target.digest:
         steps.append(Step("keep", "keep this state as the one to go back to"))
     if seen.files - set(file_names(target.digest)):
         steps.append(Step("tidy", "remove the files of former states"))
+    if seen.beside or (room and room.overlap):
+        steps.append(Step("over", "end the server beside it"))
     return steps
+
+
+def _meanwhile(room: Room | None, took: float) -> str:
+    """Return who answers while the server is restarted, for the end of a sentence."""
+    if room is None:
+        return ""
+    if room.overlap:
+        return ", while the one beside it answers"
+    last = f"; the last start took {took:.0f} s" if took else ""
+    return f", and nothing answers until it has loaded: {room.reason}{last}"
 
 
 def is_dead(now: Mapping[str, str], invocation: str = "") -> bool:
@@ -334,8 +373,22 @@ def is_dead(now: Mapping[str, str], invocation: str = "") -> bool:
     return again and int(now.get("NRestarts") or 0) > 0
 
 
-def doing(now: Mapping[str, str]) -> str:
-    """Return in a few words what a server that is waited for does."""
+def doing(now: Mapping[str, str], phase: str = "ready") -> str:
+    """Return in a few words what a server that is waited for does.
+
+    Args:
+        now: the properties of its unit.
+        phase: of a change.
+    """
+    told = {
+        "fetch": "the model is being fetched, the old server answers",
+        "drain": "the new server answers, the old one finishes what it has begun",
+        "over": "the new server answers, the one beside it finishes what it has begun",
+    }
+    if phase in told:
+        return told[phase]
+    if phase == "beside" and now.get("SubState") != "start-pre":
+        return "the new server is loading beside the old one"
     if now.get("ActiveState") == "deactivating" or now.get("SubState", "").startswith("stop"):
         return "the former server is being stopped"
     if now.get("SubState") == "start-pre":

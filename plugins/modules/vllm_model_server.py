@@ -17,6 +17,8 @@ description:
     failures that are well known, with what to do.
   - A change that doesn't become ready is undone. The former unit, engine config, secrets and release are live again and
     have answered when the module fails; it says both. It is the last state whose server answered.
+  - Where there is room for both, the old server answers until the new one does (O(overlap)). A new state that doesn't
+    become ready has not touched the running server then.
   - A run that was killed at any moment leaves one state whole, the former or the new one, never a mixture.
   - With O(go_back_to), goes back to a former state on purpose.
   - Also when nothing is to be done the server is asked for a completion.
@@ -98,6 +100,20 @@ options:
     description: How many seconds a server may take from its start to its first completion.
     type: int
     default: 1800
+  overlap:
+    description:
+      - Whether a running server goes on answering until the new state does, which is started beside it for that time
+        and so is loaded twice. C(auto) does so where both clearly have room in the GPUs' and the container's memory,
+        and where the container has C(nft), which sends new connections from the one to the other.
+      - Else, and with C(never), nothing answers from the end of the old server to the first answer of the new one. The
+        plan says why, and RV(gap_seconds) how long it was. A model of the hub is fetched before that.
+    type: str
+    choices: [auto, never]
+    default: auto
+  stop_timeout:
+    description: How many seconds a server that gets no new requests any more may take to finish those that it has.
+    type: int
+    default: 60
   state_folder:
     description: Where the states are kept, readable for root only.
     type: path
@@ -202,6 +218,18 @@ seconds:
   description: How long it took from the last step to that answer.
   type: float
   returned: success
+gap_seconds:
+  description:
+    - How long nothing answered, from the end of the old server to the first answer of the new one. 0 when the old one
+      answered until the new one did.
+  type: float
+  returned: when a server that answered was replaced
+  sample: 57.3
+gap_reason:
+  description: Why there was a gap, empty when there was none.
+  type: str
+  returned: when a server that answered was replaced
+  sample: GPU 0 has 2.9 of 31.4 GiB free, and the new one wants 29.3
 states:
   description: The states that can be gone back to, the latest last.
   type: list
@@ -253,15 +281,19 @@ import time
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.phoenix.hypervisor.plugins.module_utils import (
     engine_args,
+    release_source,
     server_failures,
+    server_fetch,
     server_guard,
     server_plan,
+    server_switch,
 )
 from ansible_collections.phoenix.hypervisor.plugins.module_utils.engine_args import EngineConfigError
 from ansible_collections.phoenix.hypervisor.plugins.module_utils.server_plan import Seen, StateError, Target, UnitError
 
 UNIT_FOLDER = "/etc/systemd/system"
 GUARD = "/usr/local/libexec/vllm_model_server/guard.py"
+FETCH = "/usr/local/libexec/vllm_model_server/fetch.py"
 CACHE = "/var/cache/vllm"
 # The group reads the engine config, nobody else: an API key may be in it. Secrets are read by systemd, which is root.
 CONFIG_MODE = 0o640
@@ -275,6 +307,8 @@ SHOWN_LINES = 25
 PROGRESS_WIDTH = 140
 # Seconds between two looks at the server.
 LOOK = 0.5
+# What comes in at the moment of a switch gets this many seconds to be seen as a connection.
+SETTLED = 1.0
 # Seconds after which a new line of the server is worth a call of its own, and between two looks at that.
 NEWS = 8.0
 LINE = 2.0
@@ -391,9 +425,15 @@ class States:
         if not is_like(self.path(target.digest), text, 0o600, 0):
             write(self.path(target.digest), text, 0o600)
 
-    def keep(self, target, count):
-        """Write down that a state is good, and remove those that are too old."""
-        entry = {"digest": target.digest, "release": target.release_name, "model": target.model, "at": now_text()}
+    def took(self, digest):
+        """Return how many seconds the last start took, of this state if there was one. 0 when nobody knows."""
+        own = [entry for entry in self.history if entry.get("digest") == digest]
+        return ([entry["seconds"] for entry in [*self.history, *own] if entry.get("seconds")] or [0])[-1]
+
+    def keep(self, target, count, seconds):
+        """Write down that a state is good and how long its start took, and remove those that are too old."""
+        entry = {"digest": target.digest, "release": target.release_name, "model": target.model, "at": now_text(),
+                 "seconds": round(seconds, 1)}  # fmt: skip
         self.history = server_plan.kept([*self.history, entry], count)
         write(self.history_file, json.dumps(self.history, indent=1) + "\n", 0o600)
         names = {self.path(entry["digest"]) for entry in self.history}
@@ -420,6 +460,10 @@ class Server:
         self.config_file = parameters["config_file"]
         self.link = parameters["link"]
         self.unit_file = os.path.join(UNIT_FOLDER, self.name)
+        self.beside_name, self.fetch_name = (server_switch.other_name(self.name, word) for word in ("next", "fetch"))
+        self.beside_file, self.fetch_file = (
+            os.path.join(server_switch.FOLDER, name) for name in (self.beside_name, self.fetch_name)
+        )
         self.states = States(parameters["state_folder"])
 
     def hide(self, *secrets):
@@ -546,14 +590,17 @@ class Server:
             raise ServerError(f"`systemctl {' '.join(words)}` failed: {(stderr or stdout).strip()}")
         return stdout
 
-    def properties(self):
-        """Return the unit's properties."""
+    def properties(self, name=""):
+        """Return the properties of the server's unit, or of another one."""
         names = ",".join(server_plan.PROPERTIES)
-        return server_plan.properties(self.systemctl("show", self.name, f"--property={names}", fatal=False))
+        return server_plan.properties(self.systemctl("show", name or self.name, f"--property={names}", fatal=False))
 
     def running_digest(self, properties):
         """Return the digest that the server's process carries, or what runs before it, "" when there is none."""
-        pid = int(properties.get("MainPID") or 0) or int(properties.get("ControlPID") or 0)
+        pid = int(properties.get("MainPID") or 0)
+        # What runs after a server that ended has the digest of the unit as it is by then.
+        if not pid and properties.get("SubState", "").startswith("start"):
+            pid = int(properties.get("ControlPID") or 0)
         try:
             with open(f"/proc/{pid}/environ", "rb") as file:
                 return server_plan.environment(file.read()).get(server_plan.DIGEST_VARIABLE, "")
@@ -588,7 +635,107 @@ class Server:
             properties=properties,
             digest=self.running_digest(properties),
             good=self.states.good,
+            beside=server_plan.digest_in(read_text(self.beside_file)),
         )
+
+    def sockets(self, port, listening=False):
+        """Return how many connections a port has, or how many listen on it."""
+        tables = (read_text(f"/proc/net/{name}") or "" for name in ("tcp", "tcp6"))
+        return server_switch.sockets("\n".join(tables), port, listening)
+
+    def room(self, target, seen):
+        """Return whether the old server answers until the new one does, None when none answers."""
+        if not server_plan.is_replaced(target, seen) or seen.digest != seen.good:
+            return None
+        try:
+            old = self.states.load(seen.digest)
+        except StateError:
+            return None
+        if not self.sockets(old.probe["port"], listening=True):
+            return None
+        variables = server_switch.environment(target.unit)
+        model = server_switch.model_in(target.unit)
+        name = server_switch.repository(model, target.config, variables)
+        folder = self.snapshot(name, target.config, variables) if name else model
+        python = os.path.join(target.release, "bin", "python")
+        fetch = bool(name) and not folder and os.path.exists(python)
+        if self.module.params["overlap"] == "never":
+            return server_switch.Room(False, "vllm_model_server_overlap is never", fetch)
+        if seen.beside == target.digest:
+            return server_switch.Room(True, "an earlier run has started it")
+        memory = release_source.room()
+        here = server_switch.Here(
+            gpus=self.gpus(),
+            free=memory.free,
+            used=self.memory_of(int(seen.properties.get("MainPID") or 0)),
+            weights=server_switch.weights(self.sizes(folder)) if folder else None,
+            obstacle=self.obstacle(),
+        )
+        room = server_switch.room(vars(old), vars(target), here)
+        # One that is loaded beside the old server fetches its model by itself.
+        return room if room.overlap else room._replace(fetch=fetch)
+
+    def obstacle(self):
+        """Return why connections can't be sent to another port, "" when they can."""
+        try:
+            # In check mode only the words are looked at. Else the table, without a rule in it, tells what the kernel
+            # has.
+            self.nft(server_switch.rules(), *(["--check"] if self.module.check_mode else []))
+            if not self.module.check_mode:
+                self.nft(server_switch.no_rules())
+        except ServerError as error:
+            return str(error)
+        return ""
+
+    def nft(self, script, *options):
+        """Have nft do what a script says."""
+        program = self.module.get_bin_path("nft")
+        if not program:
+            raise ServerError("the container has no nft (Debian's package nftables)")
+        code, _stdout, stderr = self.module.run_command([program, *options, "-f", "-"], data=script)
+        if code:
+            raise ServerError(f"nft can't send connections to another port ({' '.join(stderr.split())[:200]})")
+
+    def gpus(self):
+        """Return the GPUs, none where nobody can tell."""
+        program = self.module.get_bin_path("nvidia-smi")
+        if not program:
+            return []
+        query = ["--query-gpu=index,memory.total,memory.free", "--format=csv,noheader,nounits"]
+        code, stdout, _stderr = self.module.run_command([program, *query])
+        return [] if code else server_switch.gpus(stdout)
+
+    def memory_of(self, pid):
+        """Return how many bytes of memory a process and all that it started have for themselves, 0 if unknown."""
+        parents, used = {}, {}
+        for path in glob.glob("/proc/[0-9]*/status"):
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                lines = dict(line.split(":", 1) for line in (read_text(path) or "").splitlines() if ":" in line)
+                number = int(lines["Pid"])
+                parents[number] = int(lines["PPid"])
+                used[number] = sum(int(lines.get(key, "0").split()[0]) for key in ("RssAnon", "RssShmem", "VmSwap"))
+        family = [pid] if pid in used else []
+        for member in family:
+            family += [child for child, parent in parents.items() if parent == member]
+        return sum(used[member] for member in family) * 1024
+
+    def snapshot(self, name, config, variables):
+        """Return the folder with a model of the hub, "" when it isn't all there."""
+        folder = server_switch.hub_folder(name, config, variables)
+        wanted = server_switch.settings(config).get("revision") or "main"
+        revision = (read_text(os.path.join(folder, "refs", wanted)) or wanted).strip()
+        place = os.path.join(folder, "snapshots", revision)
+        index = read_text(os.path.join(place, "model.safetensors.index.json")) or ""
+        whole = server_switch.is_fetched(self.sizes(place), index)
+        return place if whole and not glob.glob(os.path.join(glob.escape(folder), "blobs", "*.incomplete")) else ""
+
+    def sizes(self, folder):
+        """Return the size of each file in a folder."""
+        found = {}
+        for path in glob.glob(os.path.join(glob.escape(folder), "*")):
+            with contextlib.suppress(OSError):
+                found[os.path.basename(path)] = os.stat(path).st_size
+        return found
 
     def files(self, target, group):
         """Return (path, text, mode, group) of the files that a state's unit names."""
@@ -673,9 +820,72 @@ class Server:
         self.systemctl("reset-failed", self.name, fatal=False)
         self.systemctl("--no-block", "restart", self.name)
 
-    def do_keep(self, target):
-        """Keep the state: its server has answered."""
-        self.states.keep(target, self.module.params["keep"])
+    def do_fetch(self, target):
+        """Have the model fetched by the release's own program, as the service's user."""
+        os.makedirs(os.path.dirname(FETCH), mode=0o755, exist_ok=True)
+        write(FETCH, inspect.getsource(server_fetch), 0o644)
+        told = server_switch.settings(target.config)
+        command = [os.path.join(target.release, "bin", "python"), FETCH, server_switch.model_in(target.unit)]
+        command += [told.get(name, "") for name in ("revision", "download-dir")]
+        words = map(engine_args.unit_word, command)
+        unit = server_switch.fetch_unit(target.unit, " ".join(words))
+        if read_text(self.fetch_file) == unit and self.properties(self.fetch_name).get("SubState") == "running":
+            # An earlier run has begun with it.
+            return
+        self.end_other(self.fetch_name, kill=True)
+        self.start_other(self.fetch_name, unit)
+
+    def do_beside(self, target):
+        """Start the new state beside the running server, or go on with the one that an earlier run has started."""
+        digest = server_plan.digest_in(read_text(self.beside_file))
+        if digest == target.digest and self.properties(self.beside_name).get("ActiveState") == "active":
+            return
+        self.end_beside(kill=True)
+        self.nft(server_switch.rules())
+        with socket.socket() as free:
+            free.bind(("", 0))
+            port = free.getsockname()[1]
+        own = f"{self.unit_file}.d"
+        if os.path.isdir(own):
+            # What a person added to the server's unit is meant for it, whatever it is called meanwhile.
+            point(f"{self.beside_file}.d", own)
+        self.start_other(self.beside_name, server_switch.next_unit(target.unit, port))
+
+    def start_other(self, name, unit):
+        """Start a unit that is there for the time of a change only."""
+        os.makedirs(server_switch.FOLDER, exist_ok=True)
+        write(os.path.join(server_switch.FOLDER, name), unit, UNIT_MODE)
+        self.systemctl("daemon-reload")
+        self.systemctl("reset-failed", name, fatal=False)
+        self.systemctl("--no-block", "start", name)
+
+    def end_other(self, name, kill=False):
+        """End such a unit and forget it; nothing when there is none."""
+        file = os.path.join(server_switch.FOLDER, name)
+        if not os.path.lexists(file):
+            return
+        if kill:
+            self.systemctl("kill", "--signal=KILL", name, fatal=False)
+        self.systemctl("stop", name, fatal=False)
+        for path in (f"{file}.d", file):
+            if os.path.lexists(path):
+                os.unlink(path)
+        self.systemctl("daemon-reload")
+        self.systemctl("reset-failed", name, fatal=False)
+
+    def beside_port(self):
+        """Return the port of the server beside, 0 when there is none."""
+        return server_switch.port_of(read_text(self.beside_file))
+
+    def send(self, probe, to):
+        """Send new connections to the server beside, or (0) to the server itself again."""
+        self.nft(server_switch.rules(probe["port"], to, server_switch.only_host(probe)))
+
+    def end_beside(self, kill=False):
+        """End the server beside, and have no rule left."""
+        self.end_other(self.beside_name, kill)
+        with contextlib.suppress(ServerError):
+            self.nft(server_switch.no_rules())
 
     def do_tidy(self, target):
         """Remove the files that only former states' units name."""
@@ -723,13 +933,13 @@ class Server:
         except (ValueError, LookupError, TypeError):
             return None, f"its answer to {path} is none of vLLM's"
 
-    def journal(self, invocation="", count=JOURNAL_LINES, systemd=True):
+    def journal(self, invocation="", count=JOURNAL_LINES, systemd=True, name=""):
         """Return the journal's last lines of one run of the server, of the newest one by default.
 
         What systemd itself says of that run is among them: it is all that there is when the program can't be started.
         """
-        invocation = invocation or self.properties().get("InvocationID", "")
-        match = [f"_SYSTEMD_INVOCATION_ID={invocation}"] if invocation else ["--unit", self.name]
+        invocation = invocation or self.properties(name).get("InvocationID", "")
+        match = [f"_SYSTEMD_INVOCATION_ID={invocation}"] if invocation else ["--unit", name or self.name]
         match += ["+", f"INVOCATION_ID={invocation}"] if invocation and systemd else []
         _code, stdout, _stderr = self.module.run_command(
             ["journalctl", *match, f"--lines={count}", "--no-pager", "--quiet", "--output=cat"]
@@ -747,6 +957,7 @@ class Run:
         self.module = module
         self.server = server
         self.until = time.monotonic() + module.params["wait"]
+        self.last_answer = "it was not asked yet"
         self.waiting = {}
         self.shown = {}
 
@@ -754,29 +965,66 @@ class Run:
         """Read, plan, execute the plan unless only asked to tell it."""
         module, server = self.module, self.server
         seen = server.look(target)
-        link = server.link if module.params["go_back_to"] else ""
-        steps = server_plan.plan(target, seen, server.user, server.name, server.config_file, link)
+        room = server.room(target, seen)
+        steps = self.plan(target, seen, room)
         former = ""
         # Where what is declared is what answered last, and doesn't now, there is nothing better to go back to.
         if server.states.good != target.digest:
             former = server_plan.former(server.states.history, target.digest, server.states.there())
         self.waiting = {
-            "phase": "ready", "digest": target.digest, "former": former, "since": time.time(), "invocation": "",
-            "line": "", "why": "", "changed": bool(steps), "from": server_plan.digest_in(seen.unit),
+            "phase": "ready", "undo": False, "digest": target.digest, "former": former, "since": time.time(),
+            "invocation": "", "line": "", "why": "", "changed": bool(steps), "from": server_plan.digest_in(seen.unit),
+            "answer": "", "untouched": False, "stopped": 0.0, "gap": None, "reason": room.reason if room else "",
         }  # fmt: skip
+        if room and room.overlap:
+            self.waiting.update(gap=0.0, reason="")
         self.shown = {"plan": [step.text for step in steps], "diff": self.diff(target, seen, steps)}
         if module.check_mode:
             self.exit(target, "", bool(steps))
         server.states.put(target)
         try:
-            for step in steps:
-                if step.action not in server_plan.AFTER:
-                    server.apply(step, target)
-            if not server.is_named(target):
-                point(server.config_file, server_plan.file_names(target.digest)[0])
+            if room and seen.beside not in ("", target.digest):
+                # Of a run that was given up. It is not what is wanted any more, and the old server answers.
+                server.end_beside(kill=True)
+            self.execute(target, steps)
         except ServerError as error:
             self.failed(target, str(error))
         self.watch(target)
+
+    def plan(self, target, seen, room=None):
+        """Return the steps to a state; with those of the link where a former state is made live."""
+        server = self.server
+        link = server.link if self.module.params["go_back_to"] or self.waiting.get("undo") else ""
+        took = server.states.took(target.digest)
+        return server_plan.plan(target, seen, server.user, server.name, server.config_file, link, room, took)
+
+    def execute(self, target, steps):
+        """Execute the steps up to one that has to be waited for, or to the answer."""
+        server, waiting = self.server, self.waiting
+        waiting.update(phase="ready", since=time.time(), invocation="", line="")
+        for step in steps:
+            if step.action in server_plan.AFTER:
+                continue
+            if step.action == "restart":
+                if waiting["undo"]:
+                    # It never answered, so nobody is cut off; and a vLLM that is starting ignores the request to stop.
+                    server.systemctl("kill", "--signal=KILL", server.name, fatal=False)
+                elif waiting["reason"]:
+                    waiting["stopped"] = time.time()
+            if step.action in server_plan.WAITED_FOR:
+                waiting["phase"] = step.action
+            server.apply(step, target)
+            if step.action in server_plan.WAITED_FOR:
+                return
+        if not server.is_named(target):
+            point(server.config_file, server_plan.file_names(target.digest)[0])
+
+    def go_ahead(self, target):
+        """Execute the steps that are left after what was waited for."""
+        try:
+            self.execute(target, self.plan(target, self.server.look(target)))
+        except ServerError as error:
+            self.failed(target, str(error))
 
     def resume(self, waiting):
         """Go on where an earlier call left off."""
@@ -788,26 +1036,22 @@ class Run:
             self.module.fail_json(msg=f"{error} Somebody else works on the model server; run again.")
         self.watch(target)
 
+    def unit(self):
+        """Return the unit that is looked at in this phase."""
+        names = {"fetch": self.server.fetch_name, "beside": self.server.beside_name, "drain": self.server.beside_name}
+        return names.get(self.waiting["phase"], self.server.name)
+
     def watch(self, target):
         """Look until a completion came back, the server ended, its time is up, or there is something to tell."""
         server, waiting = self.server, self.waiting
-        limit = self.module.params["ready_timeout"]
-        last_answer, news_at = "it was not asked yet", time.monotonic() + NEWS
+        looks = {"fetch": self.fetched, "drain": self.drained, "over": self.over}
+        news_at = time.monotonic() + NEWS
         while True:
-            now = server.properties()
-            if server_plan.is_dead(now, waiting["invocation"]):
-                self.failed(target, *self.last_words(now))
-            left = limit - (time.time() - waiting["since"])
-            if server.running_digest(now) == target.digest:
-                waiting["invocation"] = now.get("InvocationID", "")
-                try:
-                    text, last_answer = server.ask(target.probe, min(ANSWER_TIMEOUT, max(1.0, left)))
-                except ServerError as error:
-                    self.failed(target, str(error))
-                if text is not None:
-                    self.finish(target, text)
-            if left <= 0:
-                self.failed(target, *self.too_late(last_answer))
+            now = server.properties(self.unit())
+            phase = waiting["phase"]
+            looks.get(phase, self.answers)(target, now)
+            if waiting["phase"] != phase:
+                continue
             if time.monotonic() >= news_at:
                 news_at = time.monotonic() + LINE
                 line = self.line()
@@ -815,49 +1059,135 @@ class Run:
                     self.go_on(target, now, line)
             time.sleep(LOOK)
 
+    def fetched(self, target, now):
+        """Look whether the model is here, and go on when it is."""
+        server, waiting = self.server, self.waiting
+        if server_plan.is_dead(now):
+            model = server_switch.model_in(target.unit)
+            self.failed(target, *self.last_words(now, f"The model {model} could not be fetched"))
+        waiting["invocation"] = now.get("InvocationID", "")
+        if now.get("SubState") == "exited":
+            server.end_other(server.fetch_name)
+            self.go_ahead(target)
+
+    def answers(self, target, now):
+        """Ask the server, or the one beside it; go on when a completion came back."""
+        server, waiting = self.server, self.waiting
+        limit = self.module.params["ready_timeout"]
+        beside = waiting["phase"] == "beside"
+        if server_plan.is_dead(now, waiting["invocation"]):
+            self.failed(target, *self.last_words(now))
+        if not beside and server.beside_port() and server_plan.is_dead(server.properties(server.beside_name)):
+            # Rare, and nothing to be done about but to say it: the server itself is loading.
+            if waiting["gap"] == 0.0:
+                waiting.update(stopped=time.time(), reason=f"{server.beside_name} ended, its journal tells why")
+            server.end_beside()
+        left = limit - (time.time() - waiting["since"])
+        if server.running_digest(now) == target.digest:
+            waiting["invocation"] = now.get("InvocationID", "")
+            probe = {**target.probe, "port": server.beside_port()} if beside else target.probe
+            try:
+                text, self.last_answer = server.ask(probe, min(ANSWER_TIMEOUT, max(1.0, left)))
+            except ServerError as error:
+                self.failed(target, str(error))
+            if text is not None:
+                return self.take_over(target) if beside else self.answered(target, text)
+        if left <= 0:
+            self.failed(target, *self.too_late(self.last_answer))
+
+    def take_over(self, target):
+        """The server beside has answered: from here on it gets what comes in."""
+        try:
+            self.server.send(target.probe, self.server.beside_port())
+        except ServerError as error:
+            self.failed(target, str(error))
+        self.waiting.update(phase="drain", since=time.time(), line="")
+
+    def drained(self, target, now):
+        """Look whether the old server has finished what it had begun; then it is replaced."""
+        if server_plan.is_dead(now, self.waiting["invocation"]):
+            self.failed(target, *self.last_words(now))
+        if self.is_quiet(target.probe["port"]):
+            self.go_ahead(target)
+
+    def is_quiet(self, port):
+        """Return whether a port that gets no new connections has none, or has had time enough to finish them."""
+        seconds = time.time() - self.waiting["since"]
+        return seconds >= SETTLED and (
+            seconds >= self.module.params["stop_timeout"] or not self.server.sockets(port)
+        )
+
+    def answered(self, target, text):
+        """The server answered: keep the state, and end what ran beside it meanwhile."""
+        server, waiting = self.server, self.waiting
+        took = time.time() - waiting["since"]
+        if waiting["stopped"]:
+            waiting["gap"] = round(time.time() - waiting["stopped"], 1)
+        waiting["answer"] = text
+        waiting["seconds"] = round(took, 1)
+        if server.states.good != target.digest and not waiting["undo"]:
+            server.states.keep(target, self.module.params["keep"], took)
+        server.end_other(server.fetch_name, kill=True)
+        if not server.beside_port():
+            self.finish(target)
+        try:
+            server.send(target.probe, 0)
+        except ServerError:
+            # Without the rule there is nothing to send back.
+            server.end_beside()
+            self.finish(target)
+        waiting.update(phase="over", since=time.time(), line="")
+
+    def over(self, target, _now):
+        """Look whether the server beside has finished what it had begun; then it ends."""
+        if self.is_quiet(self.server.beside_port()):
+            self.server.end_beside()
+            self.finish(target)
+
     def line(self):
         """Return the server's last line in the journal."""
-        lines = self.server.journal(self.waiting["invocation"], 5, systemd=False)
+        lines = self.server.journal(self.waiting["invocation"], 5, systemd=False, name=self.unit())
         return "".join(server_failures.tail(lines, 1))[:PROGRESS_WIDTH]
 
     def go_on(self, target, now, line):
         """Say how far it is, and that there is more to wait for."""
         self.waiting["line"] = line
         seconds = int(time.time() - self.waiting["since"])
-        undone = "undoing the change: " if self.waiting["phase"] == "undo" else ""
+        undone = "undoing the change: " if self.waiting["undo"] else ""
         self.module.exit_json(
             changed=self.waiting["changed"],
             running=True,
-            progress=f"{undone}{server_plan.doing(now)}, for {seconds} s{f': {line}' if line else ''}",
+            progress=f"{undone}{server_plan.doing(now, self.waiting['phase'])}, for {seconds} s"
+            + (f": {line}" if line else ""),
             again={"waiting": self.waiting, "wait": self.module.params["wait"]},
             **self.shown,
         )
 
-    def last_words(self, now):
+    def last_words(self, now, what="The model server ended before it answered"):
         """Return (what happened, why, what to do) of a server that ended."""
         # What was said in the last moment may not be in the journal yet.
         self.module.run_command(["journalctl", "--sync"])
-        lines = self.server.journal(self.waiting["invocation"])
+        lines = self.server.journal(self.waiting["invocation"], name=self.unit())
         why = server_failures.cause(lines)
         known = server_failures.known(lines, now.get("Result", ""))
         message = (
-            f"The model server ended before it answered (systemd says {now.get('Result', 'nothing')}). "
+            f"{what} (systemd says {now.get('Result', 'nothing')}). "
             + (f"{why}\n" if why else "\n")
             + (f"{known.remedy}\n" if known else "")
-            + f"Its last lines (`journalctl -u {self.server.name}` has all):\n"
+            + f"Its last lines (`journalctl -u {self.unit()}` has all):\n"
             + "\n".join(server_failures.tail(lines, SHOWN_LINES))
         )
         return message, {"cause": why, "failure": known.name if known else "", "result": now.get("Result", "")}
 
     def too_late(self, last_answer):
         """Return what to say of a server that took too long."""
-        lines = self.server.journal(self.waiting["invocation"])
+        lines = self.server.journal(self.waiting["invocation"], name=self.unit())
         known = server_failures.known(lines)
         return (
             f"The model server did not answer within {self.module.params['ready_timeout']} s: {last_answer}. "
             + ("" if self.waiting["former"] else "It is still running. ")
             + (known.remedy if known else "A large model may need more time (vllm_model_server_ready_timeout).")
-            + f" Its last lines (`journalctl -u {self.server.name}` has all):\n"
+            + f" Its last lines (`journalctl -u {self.unit()}` has all):\n"
             + "\n".join(server_failures.tail(lines, SHOWN_LINES)),
             {"failure": known.name if known else "", "result": "timeout"},
         )
@@ -866,58 +1196,72 @@ class Run:
         """Undo what didn't become ready; fail when there is nothing to undo it with, or when that failed, too."""
         waiting, server = self.waiting, self.server
         details = details or {}
-        if waiting["phase"] == "undo":
+        if waiting["undo"]:
             self.record(target, answered=False)
             self.module.fail_json(
                 msg=f"{waiting['why']}\n\nThe change was undone, but the former state {self.name(target)} does not "
-                f"answer any more either: {message}",
+                f"answer any more either: {message}{self.who_answers()}",
                 undone=False, changed=True, **{**waiting["details"], **self.shown},
             )  # fmt: skip
+        if waiting["phase"] in ("fetch", "beside", "drain"):
+            # The running server goes on answering.
+            server.end_other(server.fetch_name, kill=True)
+            server.end_beside(kill=True)
+            if waiting["phase"] == "beside" and details.get("failure") in server_switch.BESIDE_FAILURES:
+                waiting["reason"] = f"it had no room beside the old one ({details.get('cause') or details['failure']})"
+                self.go_ahead(target)
+                self.watch(target)
         if not waiting["former"]:
             first = not server.states.history
             note = "It was the server's first start: there is no former state to go back to. " if first else ""
-            self.module.fail_json(msg=note + message, undone=False, changed=waiting["changed"], **details)
+            self.module.fail_json(
+                msg=note + message + self.who_answers(), undone=False, changed=waiting["changed"], **details
+            )
         former = server.states.load(waiting["former"])
         server.hide(*former.hidden)
-        waiting.update(phase="undo", why=message, details=details, digest=former.digest, former="",
-                       since=time.time(), invocation="", line="", changed=True)  # fmt: skip
+        untouched = waiting["phase"] in ("fetch", "beside", "drain")
+        waiting.update(undo=True, why=message, details=details, digest=former.digest, former="", untouched=untouched,
+                       changed=True)  # fmt: skip
         waiting["from"] = target.digest
-        try:
-            seen = server.look(former)
-            steps = server_plan.plan(former, seen, server.user, server.name, server.config_file, server.link)
-            for step in steps:
-                if step.action == "restart":
-                    # It never answered, so nobody is cut off; and a vLLM that is starting ignores the request to stop.
-                    server.systemctl("kill", "--signal=KILL", server.name, fatal=False)
-                if step.action not in server_plan.AFTER:
-                    server.apply(step, former)
-            point(server.config_file, server_plan.file_names(former.digest)[0])
-        except ServerError as error:
-            self.failed(former, str(error))
+        self.go_ahead(former)
         self.watch(former)
 
-    def finish(self, target, answer):
-        """The server answered: keep the state; or tell that it is the former one again."""
+    def who_answers(self):
+        """Return a sentence about the server beside, when the server itself doesn't answer and that one does."""
+        if not self.server.beside_port():
+            return ""
+        return (
+            f"\n\nRequests are answered by {self.server.beside_name}, which has the state that was to take its place, "
+            "until the container restarts or the next run ends it."
+        )
+
+    def finish(self, target):
+        """The server answered, and nothing runs beside it: tell that, or that it is the former state again."""
         server, waiting = self.server, self.waiting
-        if waiting["phase"] == "undo":
-            server.do_tidy(target)
-            self.record(target, answered=True)
-            self.module.fail_json(
-                msg=f"{waiting['why']}\n\nThe change was undone: {self.name(target)} is live again and answered.",
-                undone=True, changed=True, digest=target.digest, release=target.release_name, model=target.model,
-                completion=answer, **{**waiting["details"], **self.shown},
-            )  # fmt: skip
-        if server.states.good != target.digest:
-            server.do_keep(target)
         server.do_tidy(target)
+        if waiting["undo"]:
+            self.record(target, answered=True)
+            how = "before it reached the running server" if waiting["untouched"] else ""
+            self.module.fail_json(
+                msg=f"{waiting['why']}\n\nThe change was undone{how and ' '}{how}: {self.name(target)} is live "
+                f"{'' if how else 'again '}and answered.",
+                undone=True, changed=True, digest=target.digest, release=target.release_name, model=target.model,
+                completion=waiting["answer"], **{**self.gap(), **waiting["details"], **self.shown},
+            )  # fmt: skip
         if self.module.params["go_back_to"] and waiting["changed"]:
             self.record(target, answered=True)
-        self.exit(target, answer, waiting["changed"])
+        self.exit(target, waiting["answer"], waiting["changed"])
+
+    def gap(self):
+        """Return how long nothing answered, and why, when a server that answered was replaced."""
+        if self.waiting["gap"] is None:
+            return {}
+        return {"gap_seconds": self.waiting["gap"], "gap_reason": self.waiting["reason"]}
 
     def record(self, target, answered):
         """Write down that a state was gone back to."""
         parameters, waiting = self.module.params, self.waiting
-        undo = waiting["phase"] == "undo"
+        undo = waiting["undo"]
         self.server.states.record(
             {
                 "from": waiting["from"], "to": target.digest, "release": target.release_name, "model": target.model,
@@ -957,8 +1301,9 @@ class Run:
             port=target.probe["port"],
             cache=target.cache,
             completion=answer,
-            seconds=round(time.time() - self.waiting["since"], 1),
+            seconds=self.waiting.get("seconds", 0.0),
             states=[server_plan.describe(entry, states.good) for entry in states.history],
+            **self.gap(),
             **self.shown,
         )
 
@@ -982,6 +1327,8 @@ def main():
             "flashinfer_sampler": {"type": "bool"},
             "flash_attn_version": {"type": "int", "default": 0},
             "ready_timeout": {"type": "int", "default": 1800},
+            "overlap": {"type": "str", "default": "auto", "choices": ["auto", "never"]},
+            "stop_timeout": {"type": "int", "default": 60},
             "state_folder": {"type": "path", "default": "/var/lib/vllm_model_server"},
             "keep": {"type": "int", "default": 5},
             "go_back_to": {"type": "str", "default": ""},

@@ -5,7 +5,9 @@
 """Stands in for vLLM where a test is about what is around it: the same command line, the same requests, in a second.
 
 How it behaves is the name of the model's folder (C(dies), C(hangs), C(slow…), else it answers), and so is the folder
-that it was installed in: a file C(broken) beside it has it die.
+that it was installed in: a file C(broken) beside it has it die. C(loads…) takes three seconds to load, C(alone…) finds
+no room beside another server, and the prompt C(Slowly) takes four seconds. Like vLLM it has its port from its start on,
+and listens there once it is loaded.
 """
 
 import http.server
@@ -28,10 +30,17 @@ def say(text):
     print("(EngineCore pid=9) INFO 11-21 05:06:44 [core.py:402] " + text, flush=True)
 
 
+# What is on the command line wins.
+port = sys.argv[6] if sys.argv[5:6] == ["--port"] else lines.get("port", 8000)
+server = http.server.ThreadingHTTPServer(("0.0.0.0", int(port)), None, bind_and_activate=False)
+server.server_bind()
 say("serving " + model)
 if behaviour == "dies":
     say("Traceback (most recent call last):")
     say("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 31.36 GiB")
+    sys.exit(1)
+if behaviour.startswith("alone") and "--port" in sys.argv:
+    say("ValueError: Free memory on device (2.9/31.4 GiB) on startup is less than desired GPU memory utilization")
     sys.exit(1)
 if behaviour == "hangs":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -44,6 +53,8 @@ if behaviour.startswith("slow"):
         say(f"Loading safetensors checkpoint shards: {shard * 5}% Completed")
         time.sleep(1)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+if behaviour.startswith("loads"):
+    time.sleep(3)
 for folder in ("HF_HOME", "VLLM_CACHE_ROOT", "FLASHINFER_WORKSPACE_BASE"):
     os.makedirs(os.environ[folder], exist_ok=True)
     with open(os.environ[folder] + "/written", "w"):
@@ -55,10 +66,12 @@ class Answer(http.server.BaseHTTPRequestHandler):
         self.reply(200, {"data": [{"id": model}]})
 
     def do_POST(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         key = os.environ.get("VLLM_API_KEY")
         if key and self.headers["Authorization"] != "Bearer " + key:
             return self.reply(401, {"error": "Unauthorized"})
+        if asked.get("prompt") == "Slowly":
+            time.sleep(4)
         self.reply(200, {"choices": [{"text": f"{release} {behaviour} {lines.get('max-num-seqs')}"}]})
 
     def reply(self, status, content):
@@ -73,4 +86,6 @@ class Answer(http.server.BaseHTTPRequestHandler):
         pass
 
 
-http.server.ThreadingHTTPServer(("0.0.0.0", int(lines.get("port", 8000))), Answer).serve_forever()
+server.RequestHandlerClass, server.request_queue_size = Answer, 128
+server.server_activate()
+server.serve_forever()

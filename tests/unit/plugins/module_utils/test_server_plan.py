@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from ansible_collections.phoenix.hypervisor.plugins.module_utils import server_plan
 from ansible_collections.phoenix.hypervisor.plugins.module_utils.server_plan import Seen, StateError, Target, UnitError
+from ansible_collections.phoenix.hypervisor.plugins.module_utils.server_switch import Room
 
 RELEASE = "/opt/vllm-releases/cpu-0123456789ab"
 PROBE = {"host": "127.0.0.1", "port": 8000, "tls": False, "path": "/v1/completions", "body": {}, "key": "k3y"}
@@ -243,3 +244,50 @@ def test_nothing_before_is_said():
 def test_reading():
     assert server_plan.properties("A=1\nB=x=y\n\nC=\n") == {"A": "1", "B": "x=y", "C": ""}
     assert server_plan.environment(b"A=1\0PHOENIX_DIGEST=ab\0\0x") == {"A": "1", "PHOENIX_DIGEST": "ab"}
+
+
+OLD = {"unit": "o", "digest": "o", "good": "o"}
+
+
+@pytest.mark.parametrize(
+    ("room", "change", "expected"),
+    [
+        (Room(True, "why"), OLD, ["beside", "unit", "reload", "restart", "keep", "over"]),
+        (Room(False, "why"), OLD, ["unit", "reload", "restart", "keep"]),
+        (Room(False, "why", fetch=True), OLD, ["fetch", "unit", "reload", "restart", "keep"]),
+        (None, OLD, ["unit", "reload", "restart", "keep"]),
+        # It runs what is declared, or nothing runs: nobody's place is taken.
+        (Room(True, "why"), {}, []),
+        (Room(True, "why", fetch=True), {"properties": {"ActiveState": "failed"}, "digest": ""}, ["start"]),
+        # What a run that was killed left.
+        (None, {"beside": "x"}, ["over"]),
+        (None, {**OLD, "beside": "d"}, ["unit", "reload", "restart", "keep", "over"]),
+    ],
+)
+def test_plans_of_a_switch(room, change, expected):
+    seen = replace(SEEN, **{**change, "properties": {**RUNNING, **change.get("properties", {})}})
+    steps = server_plan.plan(TARGET, seen, "vllm", "x.service", "/etc/vllm/engine.yaml", "", room, 57.3)
+    assert [step.action for step in steps] == expected
+    told = next((step.text for step in steps if step.action == "restart"), "")
+    if told:
+        assert told == "restart x.service" + (
+            "" if room is None
+            else ", while the one beside it answers" if room.overlap
+            else ", and nothing answers until it has loaded: why; the last start took 57 s"
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("phase", "words"),
+    [
+        ("ready", "the model server is loading"),
+        ("beside", "the new server is loading beside the old one"),
+        ("fetch", "the model is being fetched, the old server answers"),
+        ("drain", "the new server answers, the old one finishes what it has begun"),
+        ("over", "the new server answers, the one beside it finishes what it has begun"),
+    ],
+)
+def test_how_far_a_switch_is(phase, words):
+    assert server_plan.doing({"ActiveState": "active", "SubState": "running"}, phase) == words
+    waits = server_plan.doing({"ActiveState": "activating", "SubState": "start-pre"}, phase)
+    assert (waits == words) == (phase not in ("ready", "beside"))
