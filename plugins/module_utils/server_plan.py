@@ -129,6 +129,8 @@ class Seen:
         properties: what `systemctl show` says of the unit.
         digest: the digest that the running server carries, C("") when none runs.
         good: the digest of the last state whose server answered, C("") when there is none.
+        watchdog: the texts of the watchdog's units that are there, by name.
+        watching: whether the watchdog's timer runs, is started at boot, and is what its files say.
     """
 
     user: bool
@@ -142,6 +144,8 @@ class Seen:
     properties: Mapping[str, str]
     digest: str
     good: str
+    watchdog: Mapping[str, str]
+    watching: bool
 
 
 @dataclass(frozen=True)
@@ -149,8 +153,8 @@ class Step:
     """One thing to do, and its sentence for the user.
 
     Attributes:
-        action: C(user), C(cache), C(guard), C(config), C(unit), C(link), C(reload), C(enable), C(start), C(restart),
-            and after the server answered C(keep) and C(tidy).
+        action: C(user), C(cache), C(guard), C(config), C(unit), C(link), C(reload), C(enable), C(watch), C(unwatch),
+            C(start), C(restart), and after the server answered C(keep) and C(tidy).
     """
 
     action: str
@@ -273,8 +277,37 @@ def digest_in(unit: str | None) -> str:
     return match[1] if match else ""
 
 
+def watchdog_names(unit_name: str) -> tuple[str, str]:
+    """Return the names of the watchdog's service and timer, for a unit."""
+    stem = unit_name.rpartition(".")[0]
+    return f"{stem}_watchdog.service", f"{stem}_watchdog.timer"
+
+
+def watch_steps(wanted: Mapping[str, str] | None, seen: Seen) -> list[Step]:
+    """Return what is to be done about the watchdog.
+
+    Args:
+        wanted: the texts of its units by name, empty for no watchdog, C(None) to leave it as it is.
+        seen: what there is.
+    """
+    if wanted is None:
+        return []
+    if not wanted:
+        return [Step("unwatch", f"stop and remove {' and '.join(sorted(seen.watchdog))}")] if seen.watchdog else []
+    service, timer = sorted(wanted)
+    if seen.watchdog != wanted:
+        return [Step("watch", f"{'change' if seen.watchdog else 'write'} {service} and {timer}")]
+    return [] if seen.watching else [Step("watch", f"start {timer}")]
+
+
 def plan(
-    target: Target, seen: Seen, user: str, unit_name: str, config_path: str, link_path: str = ""
+    target: Target,
+    seen: Seen,
+    user: str,
+    unit_name: str,
+    config_path: str,
+    link_path: str = "",
+    watchdog: Mapping[str, str] | None = None,
 ) -> list[Step]:
     """Return what is to be done, in order; nothing when the server runs what is declared.
 
@@ -285,6 +318,7 @@ def plan(
         unit_name: the unit's name.
         config_path: what the engine config's file is called for people.
         link_path: the link to the live release, where that has to point at the target's, too.
+        watchdog: the texts of the watchdog's units, as `watch_steps` takes them.
     """
     steps = []
     if not seen.user:
@@ -306,6 +340,8 @@ def plan(
         steps.append(Step("reload", "have systemd read its units again"))
     if seen.properties.get("UnitFileState") != "enabled":
         steps.append(Step("enable", f"enable {unit_name}"))
+    # Before the server starts: the watchdog knows then how long this one may load.
+    steps.extend(watch_steps(watchdog, seen))
     if seen.properties.get("ActiveState") not in ("active", "activating", "reloading"):
         steps.append(Step("start", f"start {unit_name}"))
     elif seen.digest != target.digest:
