@@ -183,6 +183,13 @@ FAILURES = (
         "The service's user vllm may not read or write a file that the server needs. Make the model readable for all, "
         "or set its owner in mount_points (owner_uid) to that user.",
     ),
+    _failure(
+        "no answer",
+        r"^the model server is killed: it has not answered",
+        "The server was up but gave no answer, so the watchdog ended it. Its own last lines may say why; a GPU that "
+        "hangs is in the node's kernel log (`dmesg | grep -i xid`). One that is only slow needs a longer "
+        "vllm_model_server_watchdog_limit.",
+    ),
 )
 
 # A GPU that doesn't work ends a server with something else, in the end.

@@ -131,6 +131,8 @@ class Seen:
         properties: what `systemctl show` says of the unit.
         digest: the digest that the running server carries, C("") when none runs.
         good: the digest of the last state whose server answered, C("") when there is none.
+        watchdog: the texts of the watchdog's units that are there, by name.
+        watching: whether the watchdog's timer runs, is started at boot, and is what its files say.
         beside: the digest of the state that is run beside the server for the time of a change, C("") when none is.
     """
 
@@ -145,6 +147,8 @@ class Seen:
     properties: Mapping[str, str]
     digest: str
     good: str
+    watchdog: Mapping[str, str]
+    watching: bool
     beside: str = ""
 
 
@@ -154,7 +158,7 @@ class Step:
 
     Attributes:
         action: C(user), C(cache), C(guard), C(config), C(fetch), C(beside), C(unit), C(link), C(reload), C(enable),
-            C(start), C(restart), and after the server answered C(keep), C(tidy) and C(over).
+            C(watch), C(unwatch), C(start), C(restart), and after the server answered C(keep), C(tidy) and C(over).
     """
 
     action: str
@@ -282,6 +286,27 @@ def digest_in(unit: str | None) -> str:
 def is_replaced(target: Target, seen: Seen) -> bool:
     """Return whether a server runs that another one has to take the place of."""
     return seen.properties.get("ActiveState") in ("active", "activating", "reloading") and seen.digest != target.digest
+def watchdog_names(unit_name: str) -> tuple[str, str]:
+    """Return the names of the watchdog's service and timer, for a unit."""
+    stem = unit_name.rpartition(".")[0]
+    return f"{stem}_watchdog.service", f"{stem}_watchdog.timer"
+
+
+def watch_steps(wanted: Mapping[str, str] | None, seen: Seen) -> list[Step]:
+    """Return what is to be done about the watchdog.
+
+    Args:
+        wanted: the texts of its units by name, empty for no watchdog, C(None) to leave it as it is.
+        seen: what there is.
+    """
+    if wanted is None:
+        return []
+    if not wanted:
+        return [Step("unwatch", f"stop and remove {' and '.join(sorted(seen.watchdog))}")] if seen.watchdog else []
+    service, timer = sorted(wanted)
+    if seen.watchdog != wanted:
+        return [Step("watch", f"{'change' if seen.watchdog else 'write'} {service} and {timer}")]
+    return [] if seen.watching else [Step("watch", f"start {timer}")]
 
 
 def plan(
@@ -293,6 +318,7 @@ def plan(
     link_path: str = "",
     room: Room | None = None,
     took: float = 0,
+    watchdog: Mapping[str, str] | None = None,
 ) -> list[Step]:
     """Return what is to be done, in order; nothing when the server runs what is declared.
 
@@ -305,6 +331,7 @@ def plan(
         link_path: the link to the live release, where that has to point at the target's, too.
         room: whether a server that answers does so until the new one does, C(None) when none answers.
         took: how many seconds the last start took, 0 when nobody knows.
+        watchdog: the texts of the watchdog's units, as `watch_steps` takes them.
     """
     steps = []
     room = room if room and is_replaced(target, seen) else None
@@ -333,6 +360,8 @@ def plan(
         steps.append(Step("reload", "have systemd read its units again"))
     if seen.properties.get("UnitFileState") != "enabled":
         steps.append(Step("enable", f"enable {unit_name}"))
+    # Before the server starts: the watchdog knows then how long this one may load.
+    steps.extend(watch_steps(watchdog, seen))
     if seen.properties.get("ActiveState") not in ("active", "activating", "reloading"):
         steps.append(Step("start", f"start {unit_name}"))
     elif is_replaced(target, seen):

@@ -42,6 +42,15 @@ options:
       - Needed without O(go_back_to).
     type: str
     default: ""
+  watchdog:
+    description:
+      - The units that look after the server while nobody else does, C(service) and C(timer), which get the name of
+        O(name) with C(_watchdog). The timer is enabled and started.
+      - C(@GUARD@) in the service becomes the program that asks for one token and kills a server that gives none
+        (C(watch UNIT FOLDER LIMIT READY)).
+      - An empty dictionary removes them. Left out, they stay as they are.
+      - They are no part of a state that can be gone back to, and the server is not restarted when they change.
+    type: dict
   flags:
     description:
       - The release's table of arguments, as C(tools/vllm_flags.py) prints it. Without it names and types are not
@@ -169,6 +178,9 @@ EXAMPLES = r"""
         served_model_name: tiny
     api_key: "{{ vault_api_key }}"
     unit: "{{ lookup('ansible.builtin.template', 'vllm_model_server.service.j2') }}"
+    watchdog:
+      service: "{{ lookup('ansible.builtin.template', 'vllm_model_server_watchdog.service.j2') }}"
+      timer: "{{ lookup('ansible.builtin.template', 'vllm_model_server_watchdog.timer.j2') }}"
 
 - name: Go back to what was before
   phoenix.hypervisor.vllm_model_server:
@@ -464,11 +476,23 @@ class Server:
         self.beside_file, self.fetch_file = (
             os.path.join(server_switch.FOLDER, name) for name in (self.beside_name, self.fetch_name)
         )
+        self.watchdog = self.declared_watchdog()
         self.states = States(parameters["state_folder"])
 
     def hide(self, *secrets):
         """Let no output show these secrets."""
         self.module.no_log_values.update(secret for secret in secrets if secret)
+
+    def declared_watchdog(self):
+        """Return the texts of the watchdog's units by name, None when nothing is said of it."""
+        declared = self.module.params["watchdog"]
+        if not declared:
+            return declared
+        try:
+            texts = [declared[part].replace(server_plan.GUARD_WORD, GUARD) for part in ("service", "timer")]
+        except (KeyError, AttributeError):
+            self.module.fail_json(msg="watchdog must have the texts of two units, service and timer, or be empty.")
+        return dict(zip(server_plan.watchdog_names(self.name), texts))
 
     def declared(self):
         """Return the state that is declared.
@@ -618,6 +642,7 @@ class Server:
             group, user = -1, False
         folder = os.path.dirname(self.config_file)
         unit = read_text(self.unit_file)
+        watchdog = {name: read_text(os.path.join(UNIT_FOLDER, name)) for name in server_plan.watchdog_names(self.name)}
         config_name, _secrets_name = server_plan.file_names(server_plan.digest_in(unit) or target.digest)
         return Seen(
             user=user,
@@ -635,8 +660,19 @@ class Server:
             properties=properties,
             digest=self.running_digest(properties),
             good=self.states.good,
+            watchdog={name: text for name, text in watchdog.items() if text is not None},
+            watching=bool(self.watchdog) and self.is_watching(),
             beside=server_plan.digest_in(read_text(self.beside_file)),
         )
+
+    def is_watching(self):
+        """Return whether the watchdog's timer runs and is started at boot, and systemd knows what the units say."""
+        names = "--property=ActiveState,UnitFileState,NeedDaemonReload"
+        said = self.systemctl("show", names, *server_plan.watchdog_names(self.name), fatal=False)
+        # A block for each unit, in their order.
+        timer = server_plan.properties(said.rpartition("\n\n")[2])
+        runs = (timer.get("ActiveState"), timer.get("UnitFileState")) == ("active", "enabled")
+        return runs and "NeedDaemonReload=yes" not in said
 
     def sockets(self, port, listening=False):
         """Return how many connections a port has, or how many listen on it."""
@@ -808,6 +844,25 @@ class Server:
     def do_enable(self, target):
         """Have the unit started at boot."""
         self.systemctl("--quiet", "enable", self.name)
+
+    def do_watch(self, target):
+        """Have the watchdog look after the server, as its units say."""
+        for name, text in self.watchdog.items():
+            write(os.path.join(UNIT_FOLDER, name), text, UNIT_MODE)
+        _service, timer = server_plan.watchdog_names(self.name)
+        self.systemctl("daemon-reload")
+        self.systemctl("--quiet", "enable", timer)
+        self.systemctl("restart", timer)
+
+    def do_unwatch(self, target):
+        """Stop and remove the watchdog."""
+        service, timer = server_plan.watchdog_names(self.name)
+        self.systemctl("--quiet", "disable", "--now", timer, fatal=False)
+        self.systemctl("stop", service, fatal=False)
+        for name in (service, timer):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(UNIT_FOLDER, name))
+        self.systemctl("daemon-reload")
 
     def do_start(self, target):
         """Start the server; it is waited for elsewhere."""
@@ -996,7 +1051,9 @@ class Run:
         server = self.server
         link = server.link if self.module.params["go_back_to"] or self.waiting.get("undo") else ""
         took = server.states.took(target.digest)
-        return server_plan.plan(target, seen, server.user, server.name, server.config_file, link, room, took)
+        return server_plan.plan(
+            target, seen, server.user, server.name, server.config_file, link, room, took, server.watchdog
+        )
 
     def execute(self, target, steps):
         """Execute the steps up to one that has to be waited for, or to the answer."""
@@ -1185,12 +1242,19 @@ class Run:
         known = server_failures.known(lines)
         return (
             f"The model server did not answer within {self.module.params['ready_timeout']} s: {last_answer}. "
-            + ("" if self.waiting["former"] else "It is still running. ")
+            + ("" if self.waiting["former"] else self.what_comes)
             + (known.remedy if known else "A large model may need more time (vllm_model_server_ready_timeout).")
             + f" Its last lines (`journalctl -u {self.unit()}` has all):\n"
             + "\n".join(server_failures.tail(lines, SHOWN_LINES)),
             {"failure": known.name if known else "", "result": "timeout"},
         )
+
+    @property
+    def what_comes(self):
+        """Return what becomes of a server that took too long, and is not undone."""
+        if self.server.watchdog:
+            return "It is still running, until the watchdog restarts it. "
+        return "It is still running. "
 
     def failed(self, target, message, details=None):
         """Undo what didn't become ready; fail when there is nothing to undo it with, or when that failed, too."""
@@ -1287,8 +1351,17 @@ class Run:
                 "after": engine_args.hide(target.config),
             },
             {"before_header": unit, "after_header": unit, "before": seen.unit or "", "after": target.unit},
+            *(
+                {"before_header": name, "after_header": name, "before": seen.watchdog.get(name, ""), "after": text}
+                for name, text in self.watchdog_after(seen).items()
+            ),
             {"prepared": "".join(f"{step.text}\n" for step in steps)},
         ]
+
+    def watchdog_after(self, seen):
+        """Return the texts that the watchdog's units get, by name; empty for those that go."""
+        wanted = self.server.watchdog
+        return {} if wanted is None else {**dict.fromkeys(seen.watchdog, ""), **wanted}
 
     def exit(self, target, answer, changed):
         """End well."""
@@ -1315,6 +1388,7 @@ def main():
             # It may have keys in it, and a module writes its arguments into the journal.
             "engine_config": {"type": "dict", "default": {}, "no_log": True},
             "unit": {"type": "str", "default": ""},
+            "watchdog": {"type": "dict"},
             "flags": {"type": "dict", "default": {}},
             "link": {"type": "path", "default": "/opt/vllm"},
             "config_file": {"type": "path", "default": "/etc/vllm/engine.yaml"},

@@ -48,6 +48,8 @@ class Site:
             "--memory", str(memory), "--features", "nesting=1", "--hostname", f"server{self.vmid}", "--cores", "2",
             "--net0", f"name=eth0,bridge=vmbr0,ip={self.address}/24,gw=10.92.0.1",
         )  # fmt: skip
+        # A container before this one may have had the address, with another MAC.
+        subprocess.run(["ip", "neigh", "flush", "to", self.address], check=True)
         pct("start", str(self.vmid))
         self.inside("mkdir -p " + " ".join(f"/models/{model}" for model in models))
         for name in releases:

@@ -5,9 +5,12 @@
 """Stands in for vLLM where a test is about what is around it: the same command line, the same requests, in a second.
 
 How it behaves is the name of the model's folder (C(dies), C(hangs), C(slow…), else it answers), and so is the folder
-that it was installed in: a file C(broken) beside it has it die. C(loads…) takes three seconds to load, C(alone…) finds
-no room beside another server, and the prompt C(Slowly) takes four seconds. Like vLLM it has its port from its start on,
-and listens there once it is loaded.
+that it was installed in: a file C(broken) beside it has it die. C(slow-N) loads for N seconds, C(slow) for twenty,
+C(loads…) for three; C(alone…) finds no room beside another server, and the prompt C(Slowly) takes four seconds. Like
+vLLM it has its port from its start on, and listens there once it is loaded.
+
+Files in the model's folder change it while it runs: C(deadlocked) has it answer no completion, but all else; C(busy)
+the same, while its counters of tokens move; C(refuses) has it refuse a completion.
 """
 
 import http.server
@@ -49,8 +52,9 @@ if behaviour == "hangs":
         time.sleep(1)
 if behaviour.startswith("slow"):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    for shard in range(1, 21):
-        say(f"Loading safetensors checkpoint shards: {shard * 5}% Completed")
+    shards = int(behaviour[len("slow-"):] or 20)
+    for shard in range(1, shards + 1):
+        say(f"Loading safetensors checkpoint shards: {shard * 100 // shards}% Completed")
         time.sleep(1)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 if behaviour.startswith("loads"):
@@ -61,8 +65,20 @@ for folder in ("HF_HOME", "VLLM_CACHE_ROOT", "FLASHINFER_WORKSPACE_BASE"):
         pass
 
 
+def has(name):
+    return os.path.exists(os.path.join(model, name))
+
+
 class Answer(http.server.BaseHTTPRequestHandler):
+    tokens = 0
+
     def do_GET(self):
+        if self.path == "/metrics":
+            Answer.tokens += has("busy")
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'vllm:generation_tokens_total{model_name="m"} %d.0\n' % Answer.tokens)
+            return
         self.reply(200, {"data": [{"id": model}]})
 
     def do_POST(self):
@@ -72,6 +88,10 @@ class Answer(http.server.BaseHTTPRequestHandler):
             return self.reply(401, {"error": "Unauthorized"})
         if asked.get("prompt") == "Slowly":
             time.sleep(4)
+        while has("deadlocked") or has("busy"):
+            time.sleep(0.1)
+        if has("refuses"):
+            return self.reply(404, {"error": "The model does not exist."})
         self.reply(200, {"choices": [{"text": f"{release} {behaviour} {lines.get('max-num-seqs')}"}]})
 
     def reply(self, status, content):

@@ -12,10 +12,30 @@ import sys
 
 def properties(unit):
     """Return what systemd says of the unit."""
-    names = "ActiveState,SubState,UnitFileState,MainPID,Result,NRestarts,ExecMainStartTimestamp"
+    names = "ActiveState,SubState,UnitFileState,MainPID,Result,NRestarts,StartLimitBurst,ExecMainStartTimestamp"
     command = ["systemctl", "show", unit, f"--property={names}"]
     said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     return dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
+
+
+def given_up(unit):
+    """Return why the watchdog killed the server's last run, "" when it didn't."""
+    path = f"/var/lib/{unit.rpartition('.')[0]}/ends.jsonl"
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.loads(file.readlines()[-1]).get("watchdog", "")
+    except (OSError, ValueError, LookupError, AttributeError):
+        return ""
+
+
+def unwatched(unit):
+    """Return what is wrong with the timer of the watchdog, "" when it runs or there is none."""
+    timer = f"{unit.rpartition('.')[0]}_watchdog.timer"
+    seen = properties(timer)
+    if seen.get("UnitFileState", "") == "" or (seen["UnitFileState"], seen.get("ActiveState")) == ("enabled", "active"):
+        return ""
+    return (f"{timer} is {seen['UnitFileState']} and {seen.get('ActiveState')}, so a server that hangs is not "
+            "restarted: run site.yml")  # fmt: skip
 
 
 def release_of(pid):
@@ -58,11 +78,20 @@ def main(unit):
     """Print what there is, and what is wrong with it, a sentence each."""
     problems, differences = [], []
     seen = properties(unit)
-    if seen.get("ActiveState") != "active":
+    why = given_up(unit) if seen.get("ActiveState") == "failed" else ""
+    if why:
+        # systemd's own count of restarts has the one that it refused, too.
+        restarts = int(seen.get("StartLimitBurst") or 1) - 1
+        problems.append(f"{unit} was left stopped after its last restart (vllm_model_server_restarts: {restarts}), "
+                        f"because it did not answer ({why}). See journalctl -u {unit}; site.yml starts it again, or, "
+                        f"inside, systemctl reset-failed {unit} and systemctl start {unit}")  # fmt: skip
+    elif seen.get("ActiveState") != "active":
         problems.append(f"{unit} is not active, but {seen.get('ActiveState')} (systemd says {seen.get('Result')}); "
                         f"see journalctl -u {unit}")  # fmt: skip
     if seen.get("UnitFileState") != "enabled":
         problems.append(f"{unit} is not enabled, so it does not start with the container: run site.yml")
+    if unwatched(unit):
+        problems.append(unwatched(unit))
     release = release_of(seen.get("MainPID"))
     record, there = {}, installed(release) if release else {}
     try:

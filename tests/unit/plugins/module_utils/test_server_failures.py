@@ -99,6 +99,13 @@ JOURNALS = {
     ],
     "read-only": raised("OSError: [Errno 30] Read-only file system: '/models/hub'"),
     "permission": raised("PermissionError: [Errno 13] Permission denied: '/models/qwen/config.json'"),
+    "no answer": [
+        *STARTED,
+        "The model server is killed: it has not answered for 120 s (the limit is 120 s): no answer on port 8000. "
+        "systemd starts it again, unless it was started 4 times lately; then it is left stopped.",
+        "vllm_model_server.service: Main process exited, code=killed, status=9/KILL",
+        "vllm_model_server.service: Failed with result 'signal'.",
+    ],
 }  # fmt: skip
 
 

@@ -18,6 +18,7 @@ RUNNING = {"ActiveState": "active", "SubState": "running", "UnitFileState": "ena
 SEEN = Seen(
     user=True, config="config", files=frozenset(server_plan.file_names("d")), files_right=True, unit="unit", guard=True,
     cache=True, link=RELEASE, properties=RUNNING, digest="d", good="d",
+    watchdog={}, watching=False,
 )  # fmt: skip
 
 
@@ -72,6 +73,39 @@ def test_the_first_time():
 )  # fmt: skip
 def test_plans(change, expected):
     assert actions(**change) == expected
+
+
+NAMES = ("x_watchdog.service", "x_watchdog.timer")
+UNITS = dict(zip(NAMES, ("service", "timer")))
+
+
+@pytest.mark.parametrize(
+    ("there", "watching", "wanted", "expected"),
+    [
+        ({}, False, None, []),
+        (UNITS, False, None, []),
+        ({}, False, {}, []),
+        ({}, False, UNITS, [("watch", "write x_watchdog.service and x_watchdog.timer")]),
+        (UNITS, True, UNITS, []),
+        (UNITS, False, UNITS, [("watch", "start x_watchdog.timer")]),
+        ({**UNITS, NAMES[0]: "o"}, True, UNITS, [("watch", "change x_watchdog.service and x_watchdog.timer")]),
+        # A run that was killed between the two files.
+        ({NAMES[0]: "service"}, False, UNITS, [("watch", "change x_watchdog.service and x_watchdog.timer")]),
+        (UNITS, True, {}, [("unwatch", "stop and remove x_watchdog.service and x_watchdog.timer")]),
+        ({NAMES[1]: "timer"}, False, {}, [("unwatch", "stop and remove x_watchdog.timer")]),
+    ],
+)
+def test_the_watchdog(there, watching, wanted, expected):
+    assert server_plan.watchdog_names("x.service") == NAMES
+    seen = replace(SEEN, watchdog=there, watching=watching)
+    steps = server_plan.plan(TARGET, seen, "vllm", "x.service", "/etc/vllm/engine.yaml", "", wanted)
+    assert [(step.action, step.text) for step in steps] == expected
+
+
+def test_the_watchdog_knows_how_long_a_server_may_load_before_it_starts():
+    seen = replace(SEEN, unit="old", digest="old")
+    steps = server_plan.plan(TARGET, seen, "vllm", "x.service", "/etc/vllm/engine.yaml", "", UNITS)
+    assert [step.action for step in steps] == ["unit", "reload", "watch", "restart"]
 
 
 def test_the_files_are_there_before_the_unit_that_names_them():
