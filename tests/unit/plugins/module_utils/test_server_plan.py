@@ -98,13 +98,13 @@ UNITS = dict(zip(NAMES, ("service", "timer")))
 def test_the_watchdog(there, watching, wanted, expected):
     assert server_plan.watchdog_names("x.service") == NAMES
     seen = replace(SEEN, watchdog=there, watching=watching)
-    steps = server_plan.plan(TARGET, seen, "vllm", "x.service", "/etc/vllm/engine.yaml", "", wanted)
+    steps = server_plan.plan(TARGET, seen, "vllm", "x.service", "/etc/vllm/engine.yaml", watchdog=wanted)
     assert [(step.action, step.text) for step in steps] == expected
 
 
 def test_the_watchdog_knows_how_long_a_server_may_load_before_it_starts():
     seen = replace(SEEN, unit="old", digest="old")
-    steps = server_plan.plan(TARGET, seen, "vllm", "x.service", "/etc/vllm/engine.yaml", "", UNITS)
+    steps = server_plan.plan(TARGET, seen, "vllm", "x.service", "/etc/vllm/engine.yaml", watchdog=UNITS)
     assert [step.action for step in steps] == ["unit", "reload", "watch", "restart"]
 
 
