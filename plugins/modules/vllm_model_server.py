@@ -477,6 +477,7 @@ class Server:
             os.path.join(server_switch.FOLDER, name) for name in (self.beside_name, self.fetch_name)
         )
         self.watchdog = self.declared_watchdog()
+        self.run_file = f"/run/{self.name.rpartition('.')[0]}.run"
         self.states = States(parameters["state_folder"])
 
     def hide(self, *secrets):
@@ -1036,6 +1037,7 @@ class Run:
         self.shown = {"plan": [step.text for step in steps], "diff": self.diff(target, seen, steps)}
         if module.check_mode:
             self.exit(target, "", bool(steps))
+        self.claim()
         server.states.put(target)
         try:
             if room and seen.beside not in ("", target.digest):
@@ -1045,6 +1047,20 @@ class Run:
         except ServerError as error:
             self.failed(target, str(error))
         self.watch(target)
+
+    def claim(self):
+        """Be the run that works on the server. One that was, and still waits somewhere, does nothing more."""
+        self.waiting["run"] = os.urandom(8).hex()
+        write(self.server.run_file, self.waiting["run"], 0o600)
+
+    def look_for_others(self):
+        """Fail when another run works on the server since this one began. A play that was killed may go on waiting."""
+        # The file is forgotten by a restart of the container, and then nobody else has begun.
+        if read_text(self.server.run_file) not in (None, self.waiting["run"]):
+            self.module.fail_json(
+                msg="Another run works on the model server since this one began: this one waits no more, and undoes "
+                "nothing.", undone=False, changed=self.waiting["changed"], **self.shown,
+            )  # fmt: skip
 
     def plan(self, target, seen, room=None):
         """Return the steps to a state; with those of the link where a former state is made live."""
@@ -1104,6 +1120,7 @@ class Run:
         looks = {"fetch": self.fetched, "drain": self.drained, "over": self.over}
         news_at = time.monotonic() + NEWS
         while True:
+            self.look_for_others()
             now = server.properties(self.unit())
             phase = waiting["phase"]
             looks.get(phase, self.answers)(target, now)
@@ -1260,6 +1277,7 @@ class Run:
         """Undo what didn't become ready; fail when there is nothing to undo it with, or when that failed, too."""
         waiting, server = self.waiting, self.server
         details = details or {}
+        self.look_for_others()
         if waiting["undo"]:
             self.record(target, answered=False)
             self.module.fail_json(

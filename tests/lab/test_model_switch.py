@@ -207,6 +207,17 @@ def test_a_run_that_is_killed_in_the_middle_is_repaired_by_the_next(site, moment
     assert "changed=0" in site.run(**site.engine_config(model))
 
 
+def test_a_run_that_another_one_follows_waits_no_more_and_undoes_nothing(site):
+    before = site.answer()
+    process = site.start(**site.engine_config("slow"))
+    wait_until(lambda: NEXT in site.inside("ls /run/systemd/system"), 30)
+    current = re.search(r" (\S+) None$", before)[1]
+    assert "end the server beside it" in site.run("--diff", **site.engine_config(current))
+    said, _nothing = process.communicate(timeout=60)
+    assert process.returncode == 2 and "Another run works on the model server since this one began" in said
+    assert site.answer() == before and left(site) == "active 1"
+
+
 @pytest.mark.full
 def test_what_a_killed_run_left_is_ended_by_one_that_wants_something_else(site):
     site.run()
