@@ -1020,6 +1020,7 @@ class Run:
     def begin(self, target):
         """Read, plan, execute the plan unless only asked to tell it."""
         module, server = self.module, self.server
+        run = "" if module.check_mode else self.claim()
         seen = server.look(target)
         room = server.room(target, seen)
         steps = self.plan(target, seen, room)
@@ -1028,8 +1029,9 @@ class Run:
         if server.states.good != target.digest:
             former = server_plan.former(server.states.history, target.digest, server.states.there())
         self.waiting = {
-            "phase": "ready", "undo": False, "digest": target.digest, "former": former, "since": time.time(),
-            "invocation": "", "line": "", "why": "", "changed": bool(steps), "from": server_plan.digest_in(seen.unit),
+            "run": run, "phase": "ready", "undo": False, "digest": target.digest, "former": former,
+            "since": time.time(), "invocation": "", "line": "", "why": "", "changed": bool(steps),
+            "from": server_plan.digest_in(seen.unit),
             "answer": "", "untouched": False, "stopped": 0.0, "gap": None, "reason": room.reason if room else "",
         }  # fmt: skip
         if room and room.overlap:
@@ -1037,7 +1039,6 @@ class Run:
         self.shown = {"plan": [step.text for step in steps], "diff": self.diff(target, seen, steps)}
         if module.check_mode:
             self.exit(target, "", bool(steps))
-        self.claim()
         server.states.put(target)
         try:
             if room and seen.beside not in ("", target.digest):
@@ -1050,8 +1051,9 @@ class Run:
 
     def claim(self):
         """Be the run that works on the server. One that was, and still waits somewhere, does nothing more."""
-        self.waiting["run"] = os.urandom(8).hex()
-        write(self.server.run_file, self.waiting["run"], 0o600)
+        run = os.urandom(8).hex()
+        write(self.server.run_file, run, 0o600)
+        return run
 
     def look_for_others(self):
         """Fail when another run works on the server since this one began. A play that was killed may go on waiting."""
@@ -1078,6 +1080,7 @@ class Run:
         for step in steps:
             if step.action in server_plan.AFTER:
                 continue
+            self.look_for_others()
             if step.action == "restart":
                 if waiting["undo"]:
                     # It never answered, so nobody is cut off; and a vLLM that is starting ignores the request to stop.

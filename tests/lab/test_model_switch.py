@@ -97,7 +97,7 @@ def left(site: Site) -> str:
 
 
 def kill(process) -> None:
-    """Kill a run, and wait for what it had begun inside."""
+    """Kill a run. Ansible's worker is in a session of its own, and may go on with its task."""
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
