@@ -1033,6 +1033,7 @@ class Run:
             "since": time.time(), "invocation": "", "line": "", "why": "", "changed": bool(steps),
             "from": server_plan.digest_in(seen.unit),
             "answer": "", "untouched": False, "stopped": 0.0, "gap": None, "reason": room.reason if room else "",
+            "watchdog": seen.watchdog,
         }  # fmt: skip
         if room and room.overlap:
             self.waiting.update(gap=0.0, reason="")
@@ -1069,6 +1070,9 @@ class Run:
         server = self.server
         link = server.link if self.module.params["go_back_to"] or self.waiting.get("undo") else ""
         took = server.states.took(target.digest)
+        if self.waiting.get("undo") and server.watchdog is not None:
+            # How long the former state may load is what it says there.
+            server.watchdog = self.waiting["watchdog"]
         return server_plan.plan(
             target, seen, server.user, server.name, server.config_file, link, room, took, server.watchdog
         )

@@ -176,6 +176,7 @@ def test_a_change_that_fails_is_undone_beside_it(site):
     assert "The change was undone: release" in said and "did not answer within 8 s" in said
     assert told(site).count("is killed") == killed
     assert "good" in site.answer() and state(site, "NRestarts") == "0"
+    assert f"/var/lib/vllm_model_server {LIMIT} 60" in site.inside(f"systemctl cat {SERVICE}"), "its time to load again"
 
 
 def test_one_that_loads_is_left_alone(site):
