@@ -1,12 +1,17 @@
 # Copyright (c) 2026 The Phoenix Hypervisor team
 # GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The filter gpu_neighbours."""
+"""The filters gpu_neighbours and gpu_shares_before."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable
+
+from ansible_collections.phoenix.hypervisor.plugins.module_utils import engine_args
+
+# What a vLLM takes of a GPU when nothing is said: 0.9 in 0.10.2, 0.92 in 0.32.
+SHARE = 0.9
 
 
 def gpu_neighbours(
@@ -34,9 +39,35 @@ def gpu_neighbours(
                 "gpus": list(other["container_gpus"]),
                 "engine_config": other["vllm_model_server_engine_config"],
                 "together": together,
+                "before": _starts_at_boot(own) and _starts_at_boot(other) and _order(other) < _order(own),
             }
         )
     return found
+
+
+def gpu_shares_before(neighbours: Sequence[Mapping[str, Any]], gpus: Sequence[int] | None) -> list[float]:
+    """Return what the model servers that start before a container's own take of each of its GPUs, a part of 1.
+
+    Args:
+        neighbours: what `gpu_neighbours` returns.
+        gpus: the numbers of the container's GPUs; inside, they are counted from 0 in this order.
+    """
+    shares = []
+    for gpu in sorted(gpus or ()):
+        taken = [
+            float(engine_args.flatten(one["engine_config"]).get("gpu-memory-utilization", SHARE))
+            for one in neighbours
+            if one["before"] and gpu in one["gpus"]
+        ]
+        shares.append(round(sum(taken), 3))
+    return shares if any(shares) else []
+
+
+def _order(host: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the place of a container in the order in which Proxmox starts them with the node."""
+    startup = (host.get("container_config") or {}).get("startup") or {}
+    # Those without a number come last.
+    return int(startup.get("order", 1 << 31)), int(host["phoenix_ctid"])
 
 
 def _starts_at_boot(host: Mapping[str, Any]) -> bool:
@@ -49,4 +80,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable]:
         """Return name → filter."""
-        return {"gpu_neighbours": gpu_neighbours}
+        return {"gpu_neighbours": gpu_neighbours, "gpu_shares_before": gpu_shares_before}

@@ -41,12 +41,14 @@ class Neighbour:
         gpus: the numbers of its GPUs.
         engine_config: with its groups.
         together: why both run at the same time, C("") when that isn't known.
+        before: whether the node starts it before this one.
     """
 
     ctid: int
     gpus: Sequence[int]
     engine_config: Mapping[str, Any]
     together: str = ""
+    before: bool = False
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What the model server's units run beside the server, by the container's own Python.
 
-    guard.py settle                          before it: wait until the memory in use of the GPUs doesn't change any more
+    guard.py settle                          before it: wait for the servers that start before it on the same GPUs, and
+                                             until the memory in use of the GPUs doesn't change any more
     guard.py ended FILE                      after it: keep why it ended, in FILE
     guard.py watch UNIT FOLDER LIMIT READY   beside it: ask it for one token, and kill it when it doesn't answer
 
@@ -32,6 +33,10 @@ from typing import NamedTuple
 # A server that begins to load changes its GPU's memory every few seconds; a process that was killed gives it back
 # within some.
 EVERY, LIMIT = 3.0, 120.0
+# What the servers before it take of each GPU, a part of 1; it lies beside this program. With less than that by so much
+# they are not there yet. They are waited for only while the container has just started, as with its node, and so long.
+SHARES = "shares_before.json"
+NEARLY, JUST_STARTED, LIMIT_BEFORE = 0.05, 900.0, 600.0
 # MiB; a desktop or a monitor on the same GPU moves by less.
 STILL = 64
 LINES, KEPT = 25, 50
@@ -49,18 +54,66 @@ PROPERTIES = ("ActiveState", "SubState", "Job", "MainPID", "InvocationID", "Exec
 COUNTERS = re.compile(r"^vllm:(?:prompt|generation)_tokens(?:_total)?(?:\{.*\})? (\S+)", re.M)
 
 
-def used():
-    """Return the memory in use of each GPU in MiB, an empty list where nobody can tell."""
-    command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+def gpus():
+    """Return (in use, in all) of each GPU's memory in MiB, an empty list where nobody can tell."""
+    command = ["nvidia-smi", "--query-gpu=memory.used,memory.total", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-        return [int(line) for line in done.stdout.split()]
+        rows = [line.split(",") for line in done.stdout.splitlines()]
+        return [(int(in_use), int(in_all)) for in_use, in_all in rows]
     except (OSError, ValueError, subprocess.SubprocessError):
         return []
 
 
+def used():
+    """Return the memory in use of each GPU in MiB, an empty list where nobody can tell."""
+    return [in_use for in_use, _in_all in gpus()]
+
+
+def missing(shares, there):
+    """Return what the servers before this one haven't taken yet, C("") when they are there or nobody can tell.
+
+    Args:
+        shares: what they take of each GPU, a part of 1.
+        there: what `gpus` returns.
+    """
+    for number, (share, (in_use, in_all)) in enumerate(zip(shares, there)):
+        if in_use < (share - NEARLY) * in_all:
+            return f"GPU {number} has {in_use} MiB in use, and they take {share * in_all:.0f}"
+    return ""
+
+
+def started_at():
+    """Return when the container's systemd started, in seconds of C(time.monotonic()); 0 when it doesn't say."""
+    command = ["systemctl", "show", "--property=UserspaceTimestampMonotonic", "--value"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        return int(done.stdout) / 1e6
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return 0.0
+
+
+def wait_for_those_before():
+    """Wait until the servers that start before this one have their memory; two that measure it at once get it wrong."""
+    try:
+        with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), SHARES), encoding="utf-8") as file:
+            shares = [float(share) for share in json.load(file)]
+    except (OSError, ValueError, TypeError):
+        return
+    if not any(shares) or time.monotonic() - started_at() > JUST_STARTED:
+        return
+    end, said = time.monotonic() + LIMIT_BEFORE, ""
+    while (text := missing(shares, gpus())) and time.monotonic() < end:
+        if text != said:
+            said = text
+            sys.stdout.write(f"waits for the model servers that start before it: {text}\n")
+            sys.stdout.flush()
+        time.sleep(EVERY)
+
+
 def settle():
-    """Wait until two looks in a row see the same."""
+    """Wait for the servers before this one, and then until two looks in a row see the same."""
+    wait_for_those_before()
     end = time.monotonic() + LIMIT
     before = used()
     while before and time.monotonic() < end:

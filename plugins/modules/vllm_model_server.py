@@ -51,6 +51,14 @@ options:
       - An empty dictionary removes them. Left out, they stay as they are.
       - They are no part of a state that can be gone back to, and the server is not restarted when they change.
     type: dict
+  shares_before:
+    description:
+      - What the model servers that the node starts before this one take of each GPU, a part of 1, as the filter
+        P(phoenix.hypervisor.gpu_shares_before#filter) says it. After a start of the container the server waits until
+        they have it, for ten minutes at most.
+      - Left out, it stays as it is. The server is not restarted when it changes.
+    type: list
+    elements: float
   flags:
     description:
       - The release's table of arguments, as C(tools/vllm_flags.py) prints it. Without it names and types are not
@@ -305,6 +313,7 @@ from ansible_collections.phoenix.hypervisor.plugins.module_utils.server_plan imp
 
 UNIT_FOLDER = "/etc/systemd/system"
 GUARD = "/usr/local/libexec/vllm_model_server/guard.py"
+SHARES = os.path.join(os.path.dirname(GUARD), server_guard.SHARES)
 FETCH = "/usr/local/libexec/vllm_model_server/fetch.py"
 CACHE = "/var/cache/vllm"
 # The group reads the engine config, nobody else: an API key may be in it. Secrets are read by systemd, which is root.
@@ -655,7 +664,7 @@ class Server:
             ),
             files_right=all(is_like(*file) for file in self.files(target, group)) and self.is_named(target),
             unit=unit,
-            guard=is_like(GUARD, inspect.getsource(server_guard), 0o755, 0),
+            guard=is_like(GUARD, inspect.getsource(server_guard), 0o755, 0) and self.shares_are_right(),
             cache=self.cache_is_right(target.cache),
             link=os.path.realpath(self.link) if os.path.islink(self.link) else "",
             properties=properties,
@@ -819,6 +828,16 @@ class Server:
         """Write the program that runs before and after the server."""
         os.makedirs(os.path.dirname(GUARD), mode=0o755, exist_ok=True)
         write(GUARD, inspect.getsource(server_guard), 0o755)
+        shares = self.module.params["shares_before"]
+        if shares:
+            write(SHARES, json.dumps(shares) + "\n", 0o644)
+        elif shares is not None and os.path.exists(SHARES):
+            os.unlink(SHARES)
+
+    def shares_are_right(self):
+        """Return whether what other servers take of the GPUs before this one is written down as it was said."""
+        shares = self.module.params["shares_before"]
+        return shares is None or read_json(SHARES, []) == shares
 
     def do_config(self, target):
         """Write the files that the unit names; those that the live unit names stay as they are."""
@@ -1414,6 +1433,7 @@ def main():
             "engine_config": {"type": "dict", "default": {}, "no_log": True},
             "unit": {"type": "str", "default": ""},
             "watchdog": {"type": "dict"},
+            "shares_before": {"type": "list", "elements": "float"},
             "flags": {"type": "dict", "default": {}},
             "link": {"type": "path", "default": "/opt/vllm"},
             "config_file": {"type": "path", "default": "/etc/vllm/engine.yaml"},

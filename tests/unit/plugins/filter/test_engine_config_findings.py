@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 from ansible.errors import AnsibleFilterError
 from ansible_collections.phoenix.hypervisor.plugins.filter.engine_config_findings import engine_config_findings
-from ansible_collections.phoenix.hypervisor.plugins.filter.gpu_neighbours import gpu_neighbours
+from ansible_collections.phoenix.hypervisor.plugins.filter.gpu_neighbours import gpu_neighbours, gpu_shares_before
 
 TABLE = {"vllm": "1.2.3", "flags": {"max-model-len": {"kind": "text"}, "port": {"kind": "text"}}}
 GOOD = {"ModelConfig": {"model": "/models/m", "max_model_len": 512}, "ServerConfig": {"port": 8000}}
@@ -71,3 +71,39 @@ def test_the_neighbours_on_its_gpus():
     assert [other["together"] for other in gpu_neighbours(hostvars, "d", list(hostvars), ["d"])] == [""]
     assert gpu_neighbours(hostvars, "no gpus", list(hostvars)) == []
     assert gpu_neighbours(hostvars, "template", list(hostvars)) == []
+
+
+def config(share: float | None = None, order: int | None = None) -> dict:
+    """What a host says of its part of a GPU and of its place in the order of the starts."""
+    cache = {} if share is None else {"CacheConfig": {"gpu_memory_utilization": share}}
+    startup = {} if order is None else {"startup": {"order": order}}
+    return {
+        "vllm_model_server_engine_config": {"ModelConfig": {"model": "m"}, **cache},
+        "container_config": {"onboot": 1, **startup},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "shares"),
+    [
+        # The node starts by number, then by CTID; without a number last.
+        ("first", []),
+        ("second", [0.45]),
+        ("third", [0.75, 0.0]),
+        # GPU 1 is its first one inside, GPU 2 the second.
+        ("last", [0.2, 0.0]),
+        ("by hand", []),
+    ],
+)
+def test_what_those_before_it_take(name, shares):
+    hostvars = {
+        "second": host(1, [0], **config(0.3, order=2)),
+        "first": host(2, [0], **config(0.45, order=1)),
+        "third": host(3, [0, 1], **config(0.2, order=2)),
+        "last": host(4, [2, 1], **config()),
+        "by hand": host(5, [0]),
+    }
+    neighbours = gpu_neighbours(hostvars, name, list(hostvars))
+    assert gpu_shares_before(neighbours, hostvars[name]["container_gpus"]) == shares
+    # The other filter takes what this one says.
+    assert engine_config_findings(GOOD, TABLE, {"ctid": 1, "neighbours": neighbours})

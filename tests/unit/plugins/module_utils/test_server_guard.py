@@ -72,8 +72,71 @@ def test_where_nobody_can_tell_nothing_is_waited_for(programs, monkeypatch, scri
 
 
 def test_what_nvidia_smi_says_is_read(programs):
-    programs("nvidia-smi", "printf '1024\\n32000\\n'")
+    programs("nvidia-smi", "printf '1024, 32607\\n32000, 32607\\n'")
     assert server_guard.used() == [1024, 32000]
+    assert server_guard.gpus() == [(1024, 32607), (32000, 32607)]
+
+
+@pytest.mark.parametrize(
+    ("shares", "there", "waits"),
+    [
+        ([], [(0, 1000)], False),
+        ([0.5], [(0, 1000)], True),
+        ([0.5], [(440, 1000)], True),
+        ([0.5], [(460, 1000)], False),
+        ([0.0, 0.4], [(0, 1000), (900, 1000)], False),
+        ([0.4, 0.4], [(900, 1000), (0, 1000)], True),
+        # Nobody can tell.
+        ([0.5], [], False),
+    ],
+)
+def test_those_before_it_are_there_when_they_have_their_memory(shares, there, waits):
+    assert bool(server_guard.missing(shares, there)) == waits
+
+
+class Boot:
+    """A container that has just started, beside a server that loads."""
+
+    def __init__(self, monkeypatch, folder, shares, started=0.0):
+        self.now, self.started = 1000.0, started
+        (folder / "shares_before.json").write_text(json.dumps(shares))
+        clock = SimpleNamespace(monotonic=lambda: self.now, sleep=self.sleep)
+        monkeypatch.setattr(server_guard, "time", clock)
+        monkeypatch.setattr(server_guard, "__file__", str(folder / "guard.py"))
+        monkeypatch.setattr(server_guard, "started_at", lambda: self.started)
+        monkeypatch.setattr(server_guard, "gpus", lambda: [(min(500, int(self.now - 1000) * 10), 1000)])
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+def test_after_a_boot_the_servers_before_it_are_waited_for(monkeypatch, tmp_path, capsys):
+    boot = Boot(monkeypatch, tmp_path, [0.5], started=990.0)
+    server_guard.wait_for_those_before()
+    assert boot.now == 1045.0
+    assert "waits for the model servers that start before it: GPU 0 has 0 MiB in use, and they take 500" in (
+        capsys.readouterr().out
+    )
+
+
+def test_one_that_never_comes_is_not_waited_for_for_ever(monkeypatch, tmp_path):
+    boot = Boot(monkeypatch, tmp_path, [0.9], started=990.0)
+    server_guard.wait_for_those_before()
+    assert boot.now == 1000.0 + server_guard.LIMIT_BEFORE
+
+
+@pytest.mark.parametrize(("shares", "started"), [([0.5], 10.0), ([], 990.0), ({"a": 1}, 990.0), (["x"], 990.0)])
+def test_later_or_without_others_nobody_is_waited_for(monkeypatch, tmp_path, shares, started):
+    boot = Boot(monkeypatch, tmp_path, shares, started)
+    server_guard.wait_for_those_before()
+    assert boot.now == 1000.0
+
+
+def test_when_the_container_started_is_asked_of_systemd(programs):
+    programs("systemctl", "echo 12500000")
+    assert server_guard.started_at() == 12.5
+    programs("systemctl", "exit 1")
+    assert server_guard.started_at() == 0.0
 
 
 def test_why_it_ended_is_kept_and_does_not_grow(programs, tmp_path, monkeypatch):
