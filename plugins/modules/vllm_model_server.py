@@ -529,6 +529,11 @@ class Server:
             secrets["HF_TOKEN"] = secrets["HF_TOKEN"] or token
         table = parameters["flags"] or None
         model, others = engine_args.split_model(arguments)
+        # A model that was fetched ahead is a link to its revision. The unit names the folder itself, so that another
+        # revision is a change, and the former state still has its own.
+        folder = os.path.realpath(model) if model.startswith("/") else model
+        if folder != model:
+            others.setdefault("served-model-name", [model])
         config = engine_args.render(engine_args.check(others, table), table)
         release = os.path.realpath(self.link)
         cache = self.cache(model)
@@ -540,7 +545,7 @@ class Server:
             parameters["flash_attn_version"],
         )
         secrets_text = server_plan.secrets_file(secrets)
-        argv = [*self.program(release), "serve", model, "--config"]
+        argv = [*self.program(release), "serve", folder, "--config"]
         digest = server_plan.make_digest(
             self.states.salt(create=not self.module.check_mode),
             *[parameters["unit"], argv, config, secrets_text, environment, cache, self.certificates(arguments)],

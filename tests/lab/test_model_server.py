@@ -252,6 +252,20 @@ def test_verify_sees_what_is_not_right(site):
     inside(f"systemctl start {UNIT}")
 
 
+def test_another_revision_of_a_model_is_a_change(site):
+    """As the role models keeps them: the model's name is a link to a folder that never changes."""
+    inside("mkdir -p /models/.it/one /models/.it/two && ln -sfn .it/one /models/it")
+    site.run(**site.engine_config("it"))
+    assert site.answer().split()[1] == "one"
+    assert "changed=0" in site.run(**site.engine_config("it"))
+    assert "/models/it" in inside("grep -A1 served-model-name /etc/vllm/engine.yaml"), "it is called as before"
+    inside("ln -sfn .it/two /models/it")
+    assert "changed=1" in site.run(**site.engine_config("it"))
+    assert site.answer().split()[1] == "two"
+    site.run(playbook=str(ROOT / "playbooks/rollback.yml"))
+    assert site.answer().split()[1] == "one"
+
+
 def test_caches_are_on_the_model_s_volume_where_it_can_be_written(site):
     inside("mkdir -p /volume && mount -t tmpfs tmpfs /volume && mkdir /volume/good")
     config = {"ModelConfig": {"model": "/volume/good"}, "ServerConfig": {"port": PORT}}
