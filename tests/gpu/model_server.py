@@ -8,7 +8,7 @@
 Needs one GPU with nothing on it and a vLLM; neither root, systemd nor a network. In some minutes it sees
 
 - how long a server takes to its first token, with empty caches and with full ones;
-- that C(guard.py settle) waits while another server takes its memory, and no longer;
+- that C(guard.py settle) waits for a server before it until that has its memory, and no longer;
 - that two servers have room where C(server_switch.room) says so, and that it says no where they have not;
 - that a server whose engine is stopped is told from one that is busy, as the watchdog does it;
 - that the failures of C(server_failures) are known by what this vLLM says of them.
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import shlex
@@ -103,11 +104,18 @@ class Server:
         return round(time.monotonic() - began, 1)
 
 
-def settle() -> tuple[float, list[str]]:
-    """What a server that starts now would wait for: the seconds, and what is said meanwhile."""
-    began = time.monotonic()
-    done = subprocess.run([sys.executable, server_guard.__file__, "settle"], capture_output=True, text=True, check=True)
-    return round(time.monotonic() - began, 1), done.stdout.splitlines()
+def settle(folder: Path, *shares: float) -> tuple[float, list[str]]:
+    """What a server that starts now would wait for: the seconds, and what is said meanwhile.
+
+    :param shares: what the servers before it take of each GPU; the container has just started
+    """
+    (folder / server_guard.SHARES).write_text(json.dumps(shares))
+    server_guard.__file__ = str(folder / "guard.py")
+    server_guard.started_at = time.monotonic
+    began, said = time.monotonic(), io.StringIO()
+    with contextlib.redirect_stdout(said):
+        server_guard.settle()
+    return round(time.monotonic() - began, 1), said.getvalue().splitlines()
 
 
 def gpus() -> list:
@@ -169,10 +177,14 @@ def failures(program: list[str], folder: Path, model: str) -> dict:
         "unknown quantization": (model, [*base, "--quantization", "nope"]),
         "two GPUs, one there": (model, [*base, "--tensor-parallel-size", "2"]),
     }  # fmt: skip
-    # One after the other: what one takes would be the other's failure.
-    found = {}
+    # One after the other, where what one takes would be the other's failure. The others end before that.
+    alone = 3
+    found, started = {}, {}
     for number, (name, (what, more)) in enumerate(cases.items()):
-        server = Server(program, folder, f"failure{number}", PORT + 10 + number, what, *more)
+        if number >= alone:
+            started[name] = Server(program, folder, f"failure{number}", PORT + 10 + number, what, *more)
+    for number, (name, (what, more)) in enumerate(cases.items()):
+        server = started.get(name) or Server(program, folder, f"failure{number}", PORT + 10 + number, what, *more)
         try:
             code = server.process.wait(150)
         except subprocess.TimeoutExpired:
@@ -211,26 +223,23 @@ def main() -> int:
         return Server(program, folder, name, port, str(model), "--load-format", "dummy", "--max-model-len", "8192",
                       "--served-model-name", "m", "--gpu-memory-utilization", str(share), *more)  # fmt: skip
 
-    alone, _said = settle()
+    alone, _said = settle(folder)
     hold("settle_on_an_idle_gpu_seconds", alone, alone < 8)
     one = served("cold", PORT)
     cold = one.first_token()
     hold("first_token_seconds", cold, True)
     hold("stop_seconds", one.stop(), True)
-    one = served("warm", PORT)
-    # As a second unit that starts at the same time does.
-    time.sleep(max(0.0, cold / 4))
-    waited, said = settle()
+    # As two containers that start with the node: the second one's server waits until the first has its memory.
+    one = served("warm", PORT, SHARE, "--max-num-seqs", "4")
+    waited, said = settle(folder, SHARE)
+    in_use, in_all = server_guard.gpus()[0]
     warm = one.first_token()
     hold("warm_start_seconds", warm, warm < cold)
-    hold("settle_beside_a_server_that_loads", {"seconds": waited, "said": said}, bool(said) and waited < 120)
+    hold("settle_behind_a_server_that_loads", {"seconds": waited, "said": [said[:1], said[-1:]], "in_use": in_use},
+         bool(said) and waited < warm + 20 and in_use > (SHARE - 0.05) * in_all)  # fmt: skip
     fits, too_much = room(0.25), room(0.9)
     hold("room_for_a_quarter", fits.reason, fits.overlap)
     hold("room_for_nine_tenths", too_much.reason, not too_much.overlap)
-    two = served("beside", PORT + 1, 0.25)
-    beside = two.first_token()
-    hold("beside_it_seconds", beside, server_guard.ask(one.probe, 30).kind == "answer")
-    two.stop()
     # The engine stands still; the front end goes on and says that all is well.
     engine = one.engine()
     os.kill(engine, signal.SIGSTOP)
@@ -239,19 +248,17 @@ def main() -> int:
     os.kill(engine, signal.SIGCONT)
     hold("health_of_a_hung_engine", f"HTTP {status}", True)
     hold("a_hung_engine_is_noticed", (hung["killed"] or {}).get("why", hung["seen"]), bool(hung["killed"]))
-    hold("it_goes_on_answering", server_guard.ask(one.probe, 60).kind, server_guard.ask(one.probe, 60).kind == "answer")
-    one.stop()
-    busy = served("busy", PORT, SHARE, "--max-num-seqs", "4")
-    busy.first_token()
+    again = server_guard.ask(one.probe, 60).kind
+    hold("it_goes_on_answering", again, again == "answer")
     over = threading.Event()
-    flood(busy, over)
+    flood(one, over)
     time.sleep(5)
-    seen = watch(busy, 40, 15)
-    hold("a_busy_engine_is_left_alone", seen["seen"], not seen["killed"])
+    seen = watch(one, 40, 15)
     over.set()
-    busy.stop()
-    one = served("holds", PORT)
-    one.first_token()
+    hold("a_busy_engine_is_left_alone", seen["seen"], not seen["killed"])
+    two = served("beside", PORT + 1, 0.25)
+    hold("beside_it_seconds", two.first_token(), True)
+    two.stop()
     found = failures(program, folder, str(model))
     one.stop()
     for name, how in found.items():
