@@ -113,6 +113,7 @@ FAILURES = (
         "model not found",
         r"(?:repository|revision) not found for url|(?:repository|revision)notfounderror|not a valid model identifier"
         r"|does not appear to have a file named config\.json|invalid repository id or local directory"
+        r"|repo id must be in the form"
         r"|no such file or directory: '[^']*/config\.json'",
         "There is no such model. A path must be a folder with config.json in the container (mount_points); a name must "
         "be one of the hub, a private one needs vllm_model_server_huggingface_token.",
@@ -224,13 +225,15 @@ def known(lines: Sequence[str], result: str = "") -> Failure | None:
         return next(failure for failure in FAILURES if failure.name == "memory")
     # A warning on the way ("… does not need trust_remote_code=True …") is no failure: the cause goes first.
     why = cause(lines)
-    bad = [line for line in lines if "error" in line.lower() or "fail" in line.lower()]
+    # Nor is one of an error that may come ("This can cause … Too many open files").
+    said = [line for line in lines if not re.search(r"\bWARNING\b", line)]
+    bad = [line for line in said if re.search("error|fail", line, re.IGNORECASE)]
     for table, texts in ((_HARDWARE, bad), (FAILURES, [why]), (FAILURES, bad)):
         for failure in table:
             if any(failure.pattern.search(text) for text in texts):
                 return failure
     # The last words of a library that ends the process itself.
-    return next((failure for failure in FAILURES if any(failure.pattern.search(line) for line in lines[-15:])), None)
+    return next((failure for failure in FAILURES if any(failure.pattern.search(line) for line in said[-15:])), None)
 
 
 def tail(lines: Sequence[str], count: int) -> list[str]:

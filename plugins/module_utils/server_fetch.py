@@ -67,4 +67,6 @@ def fetch(model, revision, folder, say):
 if __name__ == "__main__":
     if len(sys.argv) != 4:
         raise SystemExit("usage: fetch.py MODEL REVISION FOLDER")
-    fetch(*sys.argv[1:], say=lambda text: print(text, flush=True))
+    # What it says goes to the journal as it comes.
+    sys.stdout.reconfigure(line_buffering=True)
+    fetch(*sys.argv[1:], say=lambda text: sys.stdout.write(f"{text}\n"))

@@ -286,6 +286,8 @@ def digest_in(unit: str | None) -> str:
 def is_replaced(target: Target, seen: Seen) -> bool:
     """Return whether a server runs that another one has to take the place of."""
     return seen.properties.get("ActiveState") in ("active", "activating", "reloading") and seen.digest != target.digest
+
+
 def watchdog_names(unit_name: str) -> tuple[str, str]:
     """Return the names of the watchdog's service and timer, for a unit."""
     stem = unit_name.rpartition(".")[0]

@@ -52,9 +52,11 @@ class Site:
         subprocess.run(["ip", "neigh", "flush", "to", self.address], check=True)
         pct("start", str(self.vmid))
         self.inside("mkdir -p " + " ".join(f"/models/{model}" for model in models))
+        program = self.folder / "vllm"
+        program.write_text(f"#!/usr/bin/python3\n{VLLM.read_text()}")
         for name in releases:
             self.inside(f"mkdir -p /opt/vllm-releases/{name}/bin")
-            pct("push", str(self.vmid), str(VLLM), f"/opt/vllm-releases/{name}/bin/vllm", "--perms", "0755")
+            pct("push", str(self.vmid), str(program), f"/opt/vllm-releases/{name}/bin/vllm", "--perms", "0755")
             record = json.dumps({"release": name, "vllm": "0.10.2", "flashinfer": ""})
             self.inside(f"echo '{record}' >/opt/vllm-releases/{name}/release.json")
         self.use(next(iter(releases)))

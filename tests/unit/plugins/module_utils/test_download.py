@@ -92,7 +92,7 @@ def test_is_cut_without_saying_how_long_it_is(tmp_path):
 
 def test_an_attempt_that_brought_something_is_no_failure(tmp_path):
     """A big file may be cut more often than there are attempts."""
-    cuts = [cut(download.BLOCK) for _ in range(4)]
+    cuts = [cut(download.BLOCK) for _time in range(4)]
     assert fetch(tmp_path, *cuts, whole, pauses=(0.0,)) == (SHA256, [n << 20 for n in range(5)], len(CONTENT))
 
 
@@ -153,7 +153,7 @@ def servers():
         def log_message(self, *_words):
             pass
 
-    both = [http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) for _ in range(2)]
+    both = [http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) for _server in range(2)]
     for server in both:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     yield [f"http://127.0.0.1:{server.server_port}" for server in both], seen

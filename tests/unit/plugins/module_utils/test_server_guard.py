@@ -230,7 +230,7 @@ def test_the_count_goes_on_with_the_next_request(counters):
 
 
 def test_a_busy_one_is_alive_as_long_as_its_counters_move():
-    after = looks(ANSWERS, *every_five(20 * LIMIT, lambda at: float(at)))
+    after = looks(ANSWERS, *every_five(20 * LIMIT, float))
     assert after["killed"] is None and after["since"] == 5000.0 + 20 * LIMIT
     # Then it hangs: the limit counts from there.
     stop = 300

@@ -725,7 +725,7 @@ class TestProcesses:
 
     def test_two_at_once(self, options, folder, hub):
         hub.slow = 0.005
-        both = [lab_modules.start_module("model_files", False, options) for _ in range(2)]
+        both = [lab_modules.start_module("model_files", False, options) for _run in range(2)]
         results = [lab_modules.result_of(process) for process in both]
         assert sorted(result["changed"] for result in results) == [False, True]
         assert found(folder / NAME) == FILES and hub.sent["model.safetensors"] == len(BIG)
