@@ -179,14 +179,16 @@ def test_the_last_lines_that_say_something():
 
 # What vLLM 0.26.0 says at every start with few files, on an H100.
 FEW_FILES = (
-    f"{API}WARNING 11-27 22:19:19 [system_utils.py:299] Found ulimit of 20000 and failed to automatically increase with "
-    "error current limit exceeds maximum limit. This can cause fd limit errors like `OSError: [Errno 24] Too many open "
-    "files`. Consider increasing with ulimit -n"
+    f"{API}WARNING 11-27 22:19:19 [system_utils.py:299] Found ulimit of 20000 and failed to automatically increase "
+    "with error current limit exceeds maximum limit. This can cause fd limit errors like `OSError: [Errno 24] Too many "
+    "open files`. Consider increasing with ulimit -n"
+)
+NO_FOLDER = (
+    f"{API}huggingface_hub.errors.HFValidationError: Repo id must be in the form 'repo_name' or 'namespace/repo_name': "
+    "'/models/not-there'. Use `repo_type` argument if needed."
 )
 
 
 def test_a_warning_of_an_error_that_may_come_is_no_failure():
     assert server_failures.known([*STARTED, FEW_FILES]) is None
-    lines = [*STARTED, FEW_FILES, f"{API}huggingface_hub.errors.HFValidationError: Repo id must be in the form 'repo_name' "
-             "or 'namespace/repo_name': '/models/not-there'. Use `repo_type` argument if needed."]  # fmt: skip
-    assert server_failures.known(lines).name == "model not found"
+    assert server_failures.known([*STARTED, FEW_FILES, NO_FOLDER]).name == "model not found"
