@@ -59,5 +59,17 @@ def follow(action: ActionBase, task_vars: dict[str, Any], **options: Any) -> dic
             shown, at = text, time.monotonic()
 
 
+class Following(ActionBase):
+    """An action plugin that does nothing else. The module's own options are all that there are."""
+
+    TRANSFERS_FILES = False
+    _supports_check_mode = True
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Run the task."""
+        result = super().run(tmp, task_vars)
+        return {**result, **follow(self, task_vars or {})}
+
+
 def _host(task_vars: dict[str, Any]) -> str:
     return str(task_vars.get("inventory_hostname", ""))
