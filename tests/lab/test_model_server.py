@@ -252,6 +252,25 @@ def test_verify_sees_what_is_not_right(site):
     inside(f"systemctl start {UNIT}")
 
 
+def test_a_snapshot_is_taken_before_a_change(site):
+    def names() -> list[str]:
+        return re.findall(r"before-model-server-\S+", pct("listsnapshot", str(VMID)))
+
+    wanted = {"vllm_model_server_snapshot": True, **site.engine_config("good", max_num_seqs=4)}
+    site.run("--check", **wanted)
+    assert names() == []
+    before = inside("cat /etc/vllm/engine.yaml")
+    assert "changed=2" in site.run(**wanted)
+    (name,) = names()
+    assert "changed=0" in site.run(**wanted) and names() == [name]
+    # It has what was before.
+    pct("rollback", str(VMID), name)
+    pct("start", str(VMID))
+    assert inside("cat /etc/vllm/engine.yaml") == before != ""
+    wait_until(site.answers, 60)
+    pct("delsnapshot", str(VMID), name)
+
+
 def test_another_revision_of_a_model_is_a_change(site):
     """As the role models keeps them: the model's name is a link to a folder that never changes."""
     inside("mkdir -p /models/.it/one /models/.it/two && ln -sfn .it/one /models/it")

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from lab_modules import wait_until
 
 pytestmark = pytest.mark.lab
 
@@ -69,20 +70,24 @@ class Site:
             "vllm_model_server_engine_config": ENGINE_CONFIG,
         }
 
-    def run(self, *roles: str, options: tuple = (), **variables) -> subprocess.CompletedProcess:
-        """Run roles of the collection on the container."""
+    def run(
+        self, *roles: str, options: tuple = (), playbook: str = "", environment: dict | None = None, **variables
+    ) -> subprocess.CompletedProcess:
+        """Run roles of the collection on the container, or a playbook."""
         node = {"ansible_connection": "local", "ansible_python_interpreter": "/usr/bin/python3"}
         hosts = {"pve": node, f"ctid_{VMID}": {**self.variables, **variables}}
         (self.folder / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": hosts}}, allow_unicode=True))
         tasks = [{"ansible.builtin.include_role": {"name": f"phoenix.hypervisor.{role}"}} for role in roles]
         play = [{"hosts": f"ctid_{VMID}", "gather_facts": False, "tasks": tasks}]
         (self.folder / "play.yml").write_text(yaml.safe_dump(play))
-        playbook = str(Path(sys.executable).with_name("ansible-playbook"))
-        command = [playbook, "-i", str(self.folder / "hosts.yml"), str(self.folder / "play.yml"), *options]
-        environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
+        program = str(Path(sys.executable).with_name("ansible-playbook"))
+        what = playbook or str(self.folder / "play.yml")
         return subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False
-        )
+            [program, "-i", str(self.folder / "hosts.yml"), what, *options],
+            cwd=ROOT, capture_output=True, text=True, timeout=900, check=False,
+            env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1",
+                 **(environment or {})},
+        )  # fmt: skip
 
     def good(self, *roles: str, **variables) -> int:
         """The same; it must succeed. Returns how many tasks changed something."""
@@ -131,6 +136,14 @@ def completion(model: str) -> str:
         return json.load(reply)["choices"][0]["text"]
 
 
+def answers() -> bool:
+    """Whether it gives one."""
+    try:
+        return bool(completion("tiny"))
+    except OSError:
+        return False
+
+
 def main_pid() -> str:
     """The server's process."""
     return inside("systemctl show --value --property=MainPID vllm_model_server.service")
@@ -172,10 +185,15 @@ def test_install_and_serve(site):
 
 def test_a_second_run_changes_nothing(site):
     pid = main_pid()
-    done = site.run("base_setup", "vllm_stack", "vllm_model_server", "verify", options=("-vvv", "--diff"))
+    cache = site.folder / "facts"
+    facts = {"ANSIBLE_CACHE_PLUGIN": "ansible.builtin.jsonfile", "ANSIBLE_CACHE_PLUGIN_CONNECTION": str(cache),
+             "ANSIBLE_GATHERING": "smart"}  # fmt: skip
+    roles = ("base_setup", "vllm_stack", "vllm_model_server", "verify")
+    done = site.run(*roles, options=("-vvv", "--diff"), environment=facts)
     assert done.returncode == 0 and "changed=0" in done.stdout, done.stdout
     assert main_pid() == pid
     assert KEY not in done.stdout + done.stderr
+    assert not [path for path in cache.rglob("*") if path.is_file() and KEY in path.read_text()]
 
 
 def test_secrets_are_in_one_file_only(site):
@@ -233,6 +251,35 @@ def test_a_change_restarts_once_even_after_a_run_that_died(site):
     assert site.good("vllm_model_server", vllm_model_server_engine_config=config) == 0
 
 
+@pytest.mark.full
+def test_one_that_was_killed_or_hangs_comes_back(site):
+    """Killed, systemd starts it again; when it only stands still, the watchdog notices."""
+    # In its time limit are the waits of a loaded machine.
+    assert site.good("vllm_model_server", vllm_model_server_watchdog_limit=45) == 1
+    for signal, seconds in (("KILL", 300), ("STOP", 400)):
+        pid = main_pid()
+        inside(f"systemctl kill --signal={signal} vllm_model_server.service")
+        wait_until(lambda pid=pid: main_pid() not in ("0", pid) and answers(), seconds)
+    ends = [json.loads(line) for line in inside("cat /var/lib/vllm_model_server/ends.jsonl").splitlines()]
+    assert "has not answered for" in ends[-1]["watchdog"] and "watchdog" not in ends[-2]
+    assert site.good("vllm_model_server") == 1, "the watchdog's own limit again"
+
+
+@pytest.mark.full
+def test_back_on_purpose_and_a_reboot(site):
+    config = {**ENGINE_CONFIG, "SchedulerConfig": {"max_num_seqs": 3}}
+    assert site.good("vllm_model_server", vllm_model_server_engine_config=config) == 1
+    assert "max-num-seqs: 3" in inside("cat /etc/vllm/engine.yaml").splitlines()
+    done = site.run(playbook=str(ROOT / "playbooks/rollback.yml"), options=("-e", f"phoenix_target=ctid_{VMID}"))
+    assert done.returncode == 0, done.stdout
+    assert "max-num-seqs: 3" not in inside("cat /etc/vllm/engine.yaml").splitlines() and answers()
+    state = inside("readlink /etc/vllm/engine.yaml")
+    pct("reboot", VMID)
+    wait_until(answers, 400)
+    assert inside("readlink /etc/vllm/engine.yaml") == state
+
+
+@pytest.mark.full
 def test_a_server_that_can_not_start_is_told_with_its_last_words(site):
     model = {**ENGINE_CONFIG["ModelConfig"], "model": "/models"}
     said = site.refused("vllm_model_server", vllm_model_server_engine_config={"ModelConfig": model})
