@@ -118,7 +118,7 @@ def measured(site: Site) -> Figures:
 
 def server() -> Figures:
     """All figures of the model server; a hang is measured with the program that stands in for vLLM in tests."""
-    return {**figures(), **server_hang.figures()}
+    return {**figures(), **server_hang.server_hang()}
 
 
 if __name__ == "__main__":
