@@ -53,8 +53,12 @@ test-sanity: $(DEV) ## ansible-test sanity
 test-build: $(DEV) ## The collection archive holds what it should
 	@tools/step "collection build" python -m pytest tests/archive
 
-test-lab: $(DEV) lab-up ## The modules, the connection and the lab itself, on real containers
-	@tools/step "lab tests" python -m pytest -m "lab and not full" lab/tests tests/lab
+# What runs inside containers beside what is done on the node; each file has CTIDs of its own.
+INSIDE := $(wildcard tests/lab/test_model*.py tests/lab/test_two*.py tests/lab/test_v*.py tests/lab/test_watchdog.py)
+NODE := lab/tests $(filter-out $(INSIDE),$(wildcard tests/lab/test_*.py))
+test-lab: $(DEV) lab-up ## The modules, the connection, the roles and the lab itself, on real containers
+	@tools/step "lab tests" tools/side_by_side \
+		'python -m pytest -m "lab and not full" $(NODE)' 'python -m pytest -m "lab and not full" $(INSIDE)'
 
 test-molecule: $(DEV) lab-up ## The lineage 900 → 901 → 921 from nothing, twice
 	@tools/step "molecule default" molecule test -s default
