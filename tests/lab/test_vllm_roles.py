@@ -290,6 +290,7 @@ def test_a_server_that_can_not_start_is_told_with_its_last_words(site):
     assert completion("tiny")
 
 
+@pytest.mark.full
 def test_an_installation_that_was_killed_is_done_again(site):
     live = inside("readlink /opt/vllm")
     # The same files and one more name: another release.
