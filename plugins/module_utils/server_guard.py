@@ -402,7 +402,9 @@ def watch(unit, folder, limit, ready):
         return
     probe = probe_of(properties["MainPID"], folder)
     if not probe:
-        said(memory, unit, f"The watchdog does not know how to ask this server: {folder} has no state of it.")
+        # One that has just ended has no environment any more.
+        if show(unit).get("MainPID") == properties["MainPID"]:
+            said(memory, unit, f"The watchdog does not know how to ask this server: {folder} has no state of it.")
         return
     asked, started = time.monotonic(), int(properties["ExecMainStartTimestampMonotonic"]) / 1e6
     question = Question(probe, limit)

@@ -256,7 +256,10 @@ def test_one_that_was_killed_or_hangs_comes_back(site):
     """Killed, systemd starts it again; when it only stands still, the watchdog notices."""
     # In its time limit are the waits of a loaded machine.
     assert site.good("vllm_model_server", vllm_model_server_watchdog_limit=45) == 1
+    memory = "cat /run/vllm_model_server_watchdog/memory.json"
     for signal, seconds in (("KILL", 300), ("STOP", 400)):
+        # What has never answered the watchdog is taken for loading.
+        wait_until(lambda: '"answered": true' in inside(memory), 60)
         pid = main_pid()
         inside(f"systemctl kill --signal={signal} vllm_model_server.service")
         wait_until(lambda pid=pid: main_pid() not in ("0", pid) and answers(), seconds)
