@@ -381,7 +381,12 @@ def test_a_task_that_is_stopped(api: ProxmoxAPI, known: dict[str, Any]) -> None:
     with subprocess.Popen(["flock", "-F", f"/run/lock/lxc/pve-config-{ONE}.lock", "sleep", "20"]) as holder:
         time.sleep(0.3)
         upid = lxc(api, ONE).status.start.post()
-        api.nodes(known["node"]).tasks(upid).delete()
+        task = api.nodes(known["node"]).tasks(upid)
+        # On a machine that is busy the worker may not even have begun.
+        end = time.monotonic() + 5
+        while not any("acquire lock" in line["t"] for line in task.log.get()) and time.monotonic() < end:
+            time.sleep(0.1)
+        task.delete()
         assert ended(api, upid)["exitstatus"] == "interrupted by signal"
         holder.terminate()
 

@@ -11,6 +11,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from ansible.plugins.loader import init_plugin_loader
 
 init_plugin_loader([str(Path(__file__).resolve().parents[2] / ".ansible/collections")])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _folders(tmp_path_factory) -> None:
+    """Make pytest's own folder at once: it closes the one above to others then, and containers of a test that runs
+    beside this one may be about to mount something below it."""
+    tmp_path_factory.getbasetemp()
