@@ -245,7 +245,9 @@ def _answer(reply: Any, pooling: bool) -> str:
     found = first.get("embedding" if pooling else "text") if isinstance(first, Mapping) else None
     if not found:
         return ""
-    return f"an embedding of {len(found)} numbers" if pooling else str(found)
+    if pooling:
+        return f"an embedding of {len(found)} numbers" if isinstance(found, (list, str)) else ""
+    return str(found)
 
 
 # --- the report ---------------------------------------------------------------------------------------------------
