@@ -129,7 +129,7 @@ def site(tmp_path_factory) -> Iterator[Site]:
 
 @pytest.fixture
 def served(site) -> None:
-    """The model is served as test_a_change_restarts_once_even_after_a_run_that_died leaves it, also without that one."""
+    """The model is served as test_a_change_restarts_once_even_after_a_run_that_died leaves it, also alone."""
     config = {**ENGINE_CONFIG, "SchedulerConfig": {"max_num_seqs": 2}}
     site.good("base_setup", "vllm_stack", "vllm_model_server", vllm_model_server_engine_config=config)
 
