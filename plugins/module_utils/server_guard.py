@@ -490,7 +490,9 @@ def read_pair(certificate, key):
 
 def put(path, text, user):
     """Overwrite a server's own copy in place, or make it. It is there whole, or as it was when memory is full."""
-    os.makedirs(CERTIFICATES, mode=0o755, exist_ok=True)
+    os.makedirs(CERTIFICATES, exist_ok=True)
+    # Whatever the umask of the unit is that this runs in.
+    os.chmod(CERTIFICATES, 0o755)
     owner, content = pwd.getpwnam(user), text.encode()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o400)
     try:
