@@ -189,6 +189,56 @@ def test_one_server_takes_another_one_s_place_with_tls(site):
     site.run()
 
 
+def test_verify_asks_over_tls_and_looks_at_the_renewal(site):
+    """The timer is the role `certificate`'s; here it is one of the test's."""
+    timer = "phoenix_certificate.timer"
+    units = {timer: "[Timer]\nOnCalendar=hourly\n[Install]\nWantedBy=timers.target",
+             "phoenix_certificate.service": "[Service]\nType=oneshot\nExecStart=/bin/true"}  # fmt: skip
+    for name, text in units.items():
+        site.inside(f"cat >/etc/systemd/system/{name} <<'EOF'\n{text}\nEOF")
+    site.inside(f"systemctl daemon-reload; systemctl --quiet enable --now {timer}")
+    site.issue()
+    site.renewed()
+    tests = {"t": [{"name": "models", "type": "http", "path": "/v1/models"},
+                   {"name": "inside", "type": "command", "path": "test $PHOENIX_URL = https://server565:8000 && "
+                    "test -r $PHOENIX_CA_FILE && getent hosts server565"}]}  # fmt: skip
+
+    def checks(code: int = 0, **variables) -> dict[str, tuple[str, str]]:
+        folder = site.folder / "report"
+        said = site.run(playbook=str(ROOT / "playbooks/verify.yml"), code=code, verify_tests=tests,
+                        verify_report_folder=str(folder), **variables)  # fmt: skip
+        report = json.loads((folder / "verify.json").read_text())["containers"][0]
+        assert report["url"] == f"https://{ADDRESS}:{PORT}"
+        found = {check.get("name", check["check"]): (check["result"], check["message"]) for check in report["checks"]}
+        # What a person can do with it; YAML may have quoted it.
+        shown = f"curl -s --cacert {FOLDER}/ca.pem --resolve {NAME}:{PORT}:{ADDRESS} https://{NAME}:{PORT}/v1/completions"
+        assert code or shown in said
+        return found
+
+    found = checks()
+    assert {name: result for name, (result, _message) in found.items()} == dict.fromkeys(
+        ("unit", "release", "certificate", "renewal", "completion", "models", "inside"), "passed"), found  # fmt: skip
+    assert found["certificate"][1].startswith(f"{NAME}, {ADDRESS}, until 20")
+    assert re.match(r"next at \w{3} 20", found["renewal"][1])
+    # Each failure in a sentence of its own.
+    site.issue(begins=-86400, ends=7200)
+    site.renewed()
+    site.inside(f"systemctl --quiet disable --now {timer}")
+    found = checks(2)
+    assert re.fullmatch(r"it ends at 20\S+ \S+ UTC, \d+ minutes from now, and should have been renewed before; .*",
+                        found["certificate"][1])  # fmt: skip
+    assert found["renewal"][1] == f"{timer} is disabled and inactive, so the certificate is not renewed: run site.yml"
+    assert found["completion"][0] == "passed"
+    found = checks(2, verify_certificate_name="other", verify_certificate_timer="")
+    assert found["certificate"] == ("failed", "it is not for the name other") and "renewal" not in found
+    assert found["completion"] == ("skipped", "not asked, see the certificate")
+    other = Authority(site.folder, "other")
+    found = checks(2, verify_ca_file=str(other.file))
+    assert found["certificate"] == ("failed", "it is from no CA that is in the site's CA")
+    found = checks(2, verify_ca_fingerprint="ab" * 32)
+    assert "and the declared one is abab" in found["certificate"][1]
+
+
 def test_an_expired_certificate_is_told_and_restarts_nothing(site):
     """By the watchdog, and by the module: the model lives."""
     pid = site.main_pid()
