@@ -219,8 +219,8 @@ def _of_the_certificate(
 ) -> list[dict[str, Any]]:
     """The certificate that the model server showed, and whether it will be renewed.
 
-    :param tls: C(percent) of its life and C(days), of which the less must be left; C(fingerprint), the CA's SHA-256, ""
-        where none is declared; C(timer), of its renewal, "" for none
+    :param tls: C(percent) of its life and C(days), of which the less must be left; C(fingerprints), the SHA-256
+        of the declared CAs, if any; C(timer), of its renewal, "" for none
     :param look: what C(look.py) said
     :param done: the request for a completion
     """
@@ -244,13 +244,14 @@ def _of_the_certificate(
 
 def _of_its_ca(tls: Mapping[str, Any], look: Mapping[str, Any]) -> str:
     """What is wrong with the CA that the container trusts."""
-    wanted = re.sub(r"[^0-9a-f]", "", str(tls.get("fingerprint") or "").lower())
+    declared = names_of(tls.get("fingerprints"))
+    wanted = [re.sub(r"[^0-9a-f]", "", fingerprint.lower()) for fingerprint in declared]
     there = (_looked(look).get("tls") or {}).get("fingerprints", [])
-    if not wanted or not there or wanted in there:
+    if not wanted or not there or set(wanted) & set(there):
         return ""
     return (
-        f"the CA that the container trusts has the fingerprint {', '.join(there)}, and the declared one is {wanted}: "
-        "run site.yml, and see why it was changed"
+        f"the CA that the container trusts has the fingerprint {', '.join(there)}, and the declared one is "
+        f"{', '.join(wanted)}: run site.yml, and see why it was changed"
     )
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import http.client
 import json
 import re
-import socket
 import ssl
 import threading
 import time
@@ -21,70 +20,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 from certificates import Authority, serial
-from cryptography import x509
-from lab_modules import pct, require_lab, wait_until
-from model_site import KEY, PORT, UNIT, Site
-from steady_client import SteadyClient
+from lab_modules import require_lab, wait_until
+from model_site import KEY, PORT, UNIT
+from tls_site import FOLDER, PAIR, TlsSite
 
 pytestmark = pytest.mark.lab
 
 ROOT = Path(__file__).resolve().parents[2]
 VMID, ADDRESS, NAME = 565, "10.92.0.35", "server565"
-FOLDER = "/etc/phoenix-hypervisor/certificates"
-PAIR = f"{FOLDER}/vllm_model_server/fullchain.pem", f"{FOLDER}/vllm_model_server/privkey.pem"
-RENEWED = yaml.safe_load((ROOT / "roles/vllm_model_server/defaults/main.yml").read_text())[
-    "vllm_model_server_renewal_command"
-]
-RELOADS = {"flags": {"ssl-certfile": {"kind": "text"}, "ssl-keyfile": {"kind": "text"},
-                     "enable-ssl-refresh": {"kind": "boolean"}, "load-format": {"kind": "text"},
-                     "port": {"kind": "integer"}, "max-num-seqs": {"kind": "integer"}}}  # fmt: skip
-
-
-class TlsSite(Site):
-    """The same with a CA, whose root is in the container, and the files of the role `certificate`."""
-
-    def set_up(self) -> None:
-        self.authority = Authority(self.folder)
-        self.ca = str(self.authority.file)
-        # What certificate_source: step_ca and the container's hostname give.
-        self.variables = {
-            "certificate_source": "step_ca", "container_config": {"hostname": NAME},
-            "vllm_model_server_environment": {"VLLM_CPU_KVCACHE_SPACE": "1"},
-        }  # fmt: skip
-        (self.folder / "stacks/fake/flags.json").write_text(json.dumps(RELOADS))
-        self.create(("good", "loads", "dies"), memory=8192)
-        self.inside(f"mkdir -p {FOLDER}/vllm_model_server")
-        pct("push", str(self.vmid), self.ca, f"{FOLDER}/ca.pem", "--perms", "0644")
-
-    def write(self, certificate: str, key: str) -> int:
-        """Write a pair as the role `certificate` does, each by rename. Returns its serial number."""
-        for path, text in zip(PAIR, (certificate, key)):
-            self.inside(f"umask 077; cat >{path}.new <<'EOF'\n{text}\nEOF\nmv {path}.new {path}")
-        return serial(certificate)
-
-    def issue(self, **how) -> int:
-        """Write a new certificate."""
-        return self.write(*self.authority.issue(NAME, ADDRESS, **how))
-
-    def renewed(self, code: int = 0) -> str:
-        """Run what the role says is to be run after a renewal. Returns what it said."""
-        said = self.inside(f"{' '.join(RENEWED)} 2>&1; echo \"code $?\"")
-        assert said.endswith(f"code {code}"), said
-        return said.rpartition("\n")[0]
-
-    def serves(self) -> int:
-        """The serial number of the certificate that a client is shown, which it has verified."""
-        context = ssl.create_default_context(cafile=self.ca)
-        with socket.create_connection((self.address, PORT), 20) as plain, context.wrap_socket(
-            plain, server_hostname=NAME
-        ) as shown:
-            return x509.load_der_x509_certificate(shown.getpeercert(True)).serial_number
-
-    def client(self) -> SteadyClient:
-        """A client of the container's server."""
-        return SteadyClient(self.address, PORT, KEY, ca=self.ca)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +36,7 @@ def site(tmp_path_factory) -> Iterator[TlsSite]:
     require_lab()
     site = TlsSite(VMID, ADDRESS, tmp_path_factory.mktemp("site"))
     try:
-        site.set_up()
+        site.set_up(("good", "loads", "dies"))
         yield site
     finally:
         site.close()
@@ -235,7 +179,7 @@ def test_verify_asks_over_tls_and_looks_at_the_renewal(site):
     other = Authority(site.folder, "other")
     found = checks(2, verify_ca_file=str(other.file))
     assert found["certificate"] == ("failed", "it is from no CA that is in the site's CA")
-    found = checks(2, verify_ca_fingerprint="ab" * 32)
+    found = checks(2, certificate_ca_fingerprint=["ab" * 32])
     assert "and the declared one is abab" in found["certificate"][1]
 
 
@@ -271,8 +215,7 @@ def test_a_name_and_a_ca_that_don_t_fit_are_told(site):
 
 
 def test_where_the_release_can_t_reload_it_finishes_its_requests_and_restarts(site):
-    (site.folder / "stacks/fake/flags.json").write_text(json.dumps({"flags": {
-        name: kind for name, kind in RELOADS["flags"].items() if name != "enable-ssl-refresh"}}))  # fmt: skip
+    site.can_reload(False)
     site.run(**site.engine_config("loads"))
     assert "enable-ssl-refresh" not in site.inside("cat /etc/vllm/engine.yaml")
     pid, number, answers = site.main_pid(), site.issue(), []

@@ -42,12 +42,12 @@ class Site:
         (stack / "stack.yml").write_text(yaml.safe_dump({"name": "fake", "gpu": False}))
 
     def create(
-        self, models: Iterable[str] = ("good",), releases: Iterable[str] = (RELEASE,), memory: int = 512
+        self, models: Iterable[str] = ("good",), releases: Iterable[str] = (RELEASE,), memory: int = 512, disk: int = 2
     ) -> None:
         """Make the container, anew, with folders of models and the stand-in as these releases; the first is live."""
         destroy(self.vmid)
         pct(
-            "create", str(self.vmid), OSTEMPLATE, "--rootfs", "local-btrfs:2", "--unprivileged", "1",
+            "create", str(self.vmid), OSTEMPLATE, "--rootfs", f"local-btrfs:{disk}", "--unprivileged", "1",
             "--memory", str(memory), "--features", "nesting=1", "--hostname", f"server{self.vmid}", "--cores", "2",
             "--net0", f"name=eth0,bridge=vmbr0,ip={self.address}/24,gw=10.92.0.1",
         )  # fmt: skip

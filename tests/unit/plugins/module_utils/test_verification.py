@@ -316,7 +316,7 @@ def test_a_report_of_nothing():
 # --- the certificate ----------------------------------------------------------------------------------------------
 
 HOUR = 3600
-TLS = {"percent": 20, "days": 14, "fingerprint": "", "timer": "c.timer"}
+TLS = {"percent": 20, "days": 14, "fingerprints": [], "timer": "c.timer"}
 SHOWN = {"problem": "", "names": ["a", "10.0.0.1"], "serial": "0A", "not_after": "2026-12-01 00:00 UTC",
          "life": 24 * HOUR, "left": 20 * HOUR}  # fmt: skip
 ARMED = {"tls": {"ca": "text", "fingerprints": ["ab" * 32], "renewal": "", "next": "Sat 2026-11-28 08:00:00 UTC"}}
@@ -381,11 +381,14 @@ def test_without_an_answer_it_is_seen_in_the_completion():
 
 
 @pytest.mark.parametrize(
-    ("fingerprint", "passed"),
-    [("", True), ("ab" * 32, True), (":".join(["AB"] * 32), True), ("cd" * 32, False)],
-)
-def test_the_ca_is_the_declared_one(fingerprint, passed):
-    result, message = of_tls(fingerprint=fingerprint)["certificate"]
+    ("fingerprints", "passed"),
+    [
+        ([], True), (["ab" * 32], True), (["cd" * 32, ":".join(["AB"] * 32)], True), ("ab" * 32, True),
+        (["cd" * 32], False),
+    ],
+)  # fmt: skip
+def test_the_ca_is_the_declared_one(fingerprints, passed):
+    result, message = of_tls(fingerprints=fingerprints)["certificate"]
     assert result == ("passed" if passed else "failed")
     assert passed or message.startswith(f"the CA that the container trusts has the fingerprint {'ab' * 32}, and")
 
