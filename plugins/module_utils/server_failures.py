@@ -90,6 +90,14 @@ FAILURES = (
         "The container's memory is not enough to load the model: give it more (memory_mb).",
     ),
     _failure(
+        "certificate",
+        r"the model server's (?:certificate|key) \S+ (?:can't|has no|is that)"
+        r"|the model server's certificate could not be copied",
+        "The server's certificate can't be used. See whether the role certificate has issued it, or what it says of it "
+        "(certificate_source); a certificate of your own is one PEM file with its chain, and one with its key, without "
+        "a password.",
+    ),
+    _failure(
         "port taken",
         r"address already in use",
         "Another program in the container listens on the port: `ss -ltnp` there tells which. Stop it, or set another "
