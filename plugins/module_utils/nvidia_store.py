@@ -468,12 +468,12 @@ def node_files(version: str, root: str = "/") -> dict[str, str]:
     """Return the node's own files of a driver: path in a bundle → path on the node."""
     found: dict[str, str] = {}
     root = root.rstrip("/")
-    for folder in (*LIBRARIES, *PROGRAMS):
+    for folder in dict.fromkeys((*LIBRARIES, *PROGRAMS)):
         with contextlib.suppress(OSError):
             for name in sorted(os.listdir(f"{root}/{folder}")):
                 path = nvidia_driver.place(name, version)
                 is_program = path.startswith("bin/")
-                if not path or path in found or is_program != (folder in PROGRAMS):
+                if not path or path in found or folder not in (PROGRAMS if is_program else LIBRARIES):
                     continue
                 real = os.path.realpath(f"{root}/{folder}/{name}")
                 # Programs have no version in their names, but in them.
