@@ -142,8 +142,8 @@ FOLDERS = (
     "/usr/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu/nvidia/current", "/usr/lib/nvidia/current", "/usr/lib64",
     "/usr/lib", "/usr/local/lib",
 )  # fmt: skip
-PROGRAM_FOLDERS = ("/usr/bin",)
-OURS = "/usr/local/bin"
+# Not /usr/local/bin, which `pct exec` doesn't look into.
+BIN = "/usr/bin"
 CUDA = "/usr/local"
 _BLOCK = 1 << 20
 _CACHE = ".seen.json"
@@ -302,11 +302,18 @@ class Task:
             right = False
         if not right:
             wrong.append((LOADER_CONF, text))
-        for program in PROGRAMS:
-            path, target = f"{OURS}/{program}", f"{self.link}/bin/{program}"
-            if program == PROGRAMS[0] and read_link(path) != target:
-                wrong.append((path, target))
+        path, target = self.program()
+        if read_link(path) != target:
+            wrong.append((path, target))
         return wrong
+
+    def program(self) -> tuple[str, str]:
+        """Return where people find nvidia-smi, and what that links to."""
+        return f"{BIN}/{PROGRAMS[0]}", f"{self.link}/bin/{PROGRAMS[0]}"
+
+    def is_ours(self, path: str) -> bool:
+        """Return whether a path is the link that is made here."""
+        return (path, read_link(path)) == self.program()
 
     def check_links(self) -> None:
         """Make sure that nobody else's toolkit is where the links go."""
@@ -320,12 +327,13 @@ class Task:
     def foreign(self) -> tuple[list[str], list[str]]:
         """Return what other drivers left: packages, and files that belong to none."""
         found = []
-        for folders, programs in ((FOLDERS, False), (PROGRAM_FOLDERS, True)):
-            for folder in folders:
-                with contextlib.suppress(OSError):
-                    for name in sorted(os.listdir(folder)):
-                        if (name in PROGRAMS) == programs and nvidia_driver.foreign(name):
-                            found.append(f"{folder}/{name}")
+        for folder in (*FOLDERS, BIN):
+            with contextlib.suppress(OSError):
+                for name in sorted(os.listdir(folder)):
+                    is_program = name in PROGRAMS
+                    if is_program == (folder == BIN) and nvidia_driver.foreign(name):
+                        found.append(f"{folder}/{name}")
+        found = [path for path in found if not self.is_ours(path)]
         # On a system with /lib in /usr, a folder may be there twice.
         unique = {(os.path.realpath(os.path.dirname(path)), os.path.basename(path)): path for path in found}
         found = sorted(unique.values())
@@ -415,7 +423,7 @@ class Task:
                 raise NvidiaError(f"{self.archive} is another archive than {self.wanted.name}. {again}")
             content = nvidia_driver.parse_manifest(text)
             left = dict(content["files"])
-            for member in archive:
+            while (member := archive.next()) is not None:
                 file = left.pop(member.name, None)
                 if file is None or not member.isreg():
                     raise NvidiaError(f"{self.archive} has {member.name}, and its manifest doesn't. {again}")
@@ -457,7 +465,8 @@ class Task:
         """Remove files of a driver that belong to no package."""
         for path in files:
             try:
-                os.unlink(path)
+                if not self.is_ours(path):
+                    os.unlink(path)
             except FileNotFoundError:
                 continue
             except OSError as error:
@@ -470,6 +479,8 @@ class Task:
 
     def load(self) -> None:
         """Have the loader look again."""
+        # A package that went may have taken along what was put in the place of its file.
+        self.set()
         command = self.module.get_bin_path("ldconfig", required=True, opt_dirs=["/sbin", "/usr/sbin"])
         rc, _stdout, stderr = self.module.run_command([command])
         found = self.loader()
