@@ -10,9 +10,7 @@ server's process and of systemd. One container (570) serves most tests, in their
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +18,7 @@ import lab_modules as lab
 import nvidia_site
 import pytest
 import yaml
-from model_site import UNIT, Site
+from model_site import Site
 
 pytestmark = pytest.mark.lab
 
@@ -85,11 +83,6 @@ def node(tmp_path_factory) -> Iterator[Node]:
         lab.destroy(571, VMID)
 
 
-def home(version: str) -> str:
-    """What a program gets when all is well."""
-    return f"driver-{version}"
-
-
 def test_a_node_without_a_driver_is_refused_with_one_sentence(node):
     said = node.run(play="nvidia", code=2)
     assert "the node has no NVIDIA kernel driver loaded" in said
@@ -150,7 +143,8 @@ def test_what_others_left_goes_and_what_is_damaged_comes_again(node, tmp_path):
     node.site.inside(
         f"dpkg -i /root/libcuda1.deb >/dev/null && rm /root/libcuda1.deb; cd {lib} && "
         f"cp libcuda.so.{OLD} libnvidia-ml.so.535.183.01 && ln -s libnvidia-ml.so.535.183.01 libnvidia-ml.so.1 && "
-        f"rm /usr/bin/nvidia-smi && printf x >/usr/bin/nvidia-smi && printf x >>/opt/nvidia/driver/lib/libnvidia-ml.so.{V} && "
+        f"rm /usr/bin/nvidia-smi && printf x >/usr/bin/nvidia-smi && "
+        f"printf x >>/opt/nvidia/driver/lib/libnvidia-ml.so.{V} && "
         f"rm /opt/nvidia/driver/lib/libcuda.so.1 && ldconfig"
     )
     shown = node.run("--check", "--diff", play="nvidia")
@@ -158,7 +152,7 @@ def test_what_others_left_goes_and_what_is_damaged_comes_again(node, tmp_path):
     node.run(play="nvidia")
     assert node.driver().split()[1] == V
     assert node.site.inside(f"ls {lib} | grep -E 'libcuda|nvidia' || true") == ""
-    assert "libcuda1" not in node.site.inside("dpkg-query -W -f '${Package} ${db:Status-Abbrev}\\n' | grep ' i' || true")
+    assert node.site.inside("dpkg-query -W -f '${db:Status-Abbrev}' libcuda1 2>/dev/null || true") == ""
     assert f"Driver Version: {V}" in node.site.inside("nvidia-smi")
     assert "changed=0" in node.run(play="nvidia")
 
@@ -269,7 +263,14 @@ echo "$(cut -d' ' -f1 /proc/uptime) $*" >>/var/log/modprobe.log
 test -e /run/guests && echo too-late >>/var/log/modprobe.log
 exit 0
 """
-GUESTS = "[Unit]\nDescription=x\n[Service]\nType=oneshot\nExecStart=/usr/bin/touch /run/guests\n[Install]\nWantedBy=multi-user.target\n"
+GUESTS = """[Unit]
+Description=What starts the containers of a node
+[Service]
+Type=oneshot
+ExecStart=/usr/bin/touch /run/guests
+[Install]
+WantedBy=multi-user.target
+"""
 
 
 @pytest.mark.full
@@ -339,5 +340,3 @@ def test_the_gpus_of_a_node_are_looked_at(tmp_path):
         (tmp_path / f"sys/kernel/iommu_groups/{group}/type").write_text("identity\n")
     assert lab.call("nvidia_peer_info", gpus=[0, 1], root=str(tmp_path))["direct"] is True
     assert lab.call("nvidia_peer_info", gpus=[0], root=str(tmp_path))["reasons"] == []
-    assert json.dumps(found["gpus"])
-    assert subprocess.run(["true"], check=True).returncode == 0

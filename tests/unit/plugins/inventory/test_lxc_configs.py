@@ -115,7 +115,8 @@ def test_groups(group: str, hosts: list[str]) -> None:
 )
 def test_groups_of_what_is_served(entry: dict, served: list[str]) -> None:
     engine = {"ModelConfig": {"model": "m/x"}, "ServerConfig": {"served_model_name": "llama"}}
-    config = {"lxc_configs": {"900": BASE, "921": {"name": "a", "template": "x", "vllm_engine_config": engine, **entry}}}
+    declared = {"name": "a", "template": "x", "vllm_engine_config": engine, **entry}
+    config = {"lxc_configs": {"900": BASE, "921": declared}}
     groups = populated(config).groups
     assert [name for name in groups if name.startswith("serves_")] == served
     assert all(members(populated(config), name) == ["ctid_921"] for name in served)
