@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -149,14 +150,16 @@ def decide(
     }
 
 
-def found_problem(found: str, decided: Mapping[str, Any], stack: str) -> str:
+def found_problem(said: str, decided: Mapping[str, Any], stack: str) -> str:
     """Return why a toolkit that was not installed here won't do, C("") where it will.
 
     Args:
-        found: what the container has, C("") for none.
+        said: what C(nvcc --version) printed, C("") where there is none.
         decided: what L(decide) returned.
         stack: the stack's name.
     """
+    match = re.search(r"release (\d+\.\d+)", said)
+    found = match[1] if match else ""
     if not found and decided["optional"]:
         return ""
     problem = too_old(found, Need(decided["needed"], tuple(decided["reasons"])), stack)

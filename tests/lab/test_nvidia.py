@@ -10,7 +10,11 @@ server's process and of systemd. One container (570) serves most tests, in their
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -340,3 +344,78 @@ def test_the_gpus_of_a_node_are_looked_at(tmp_path):
         (tmp_path / f"sys/kernel/iommu_groups/{group}/type").write_text("identity\n")
     assert lab.call("nvidia_peer_info", gpus=[0, 1], root=str(tmp_path))["direct"] is True
     assert lab.call("nvidia_peer_info", gpus=[0], root=str(tmp_path))["reasons"] == []
+
+
+class Family:
+    """Containers of a JSON file, on a node with a driver, converged by site.yml."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.root = folder, folder / "node"
+        node = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable,
+                "nvidia_version_file": str(self.root / "proc/driver/nvidia/version"),
+                "nvidia_node_root": str(self.root), "nvidia_store": str(folder / "store")}  # fmt: skip
+        source = {"plugin": "phoenix.hypervisor.lxc_configs", "nodes": {"pve": node}}
+        (folder / "lxc_configs.yml").write_text(json.dumps(source))
+
+    def declare(self, **containers: dict) -> None:
+        """The JSON file."""
+        common = {"template": lab.OSTEMPLATE, "memory_mb": 128, "swap_mb": 0, "cores": 1, "features": ["nvidia"],
+                  "storage_pool": "local-btrfs", "storage_size_gb": 2}  # fmt: skip
+        entries = {name[1:]: {**common, **entry} for name, entry in containers.items()}
+        config = {"nvidia_driver_version": "580", "lxc_configs": entries}
+        (self.folder / "phoenix_lxc_configs.json").write_text(json.dumps(config))
+
+    def run(self, *options: str, code: int = 0) -> str:
+        """A run of site.yml."""
+        done = subprocess.run(
+            [str(Path(sys.executable).with_name("ansible-playbook")), "-i", str(self.folder / "lxc_configs.yml"),
+             "site.yml", *options],
+            cwd=lab.ROOT, env={**os.environ, "ANSIBLE_CONFIG": str(lab.ROOT / "ansible.cfg"), "COLUMNS": "9999"},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+
+@pytest.fixture
+def family(tmp_path) -> Iterator[Family]:
+    lab.require_lab()
+    try:
+        yield Family(tmp_path)
+    finally:
+        lab.destroy(573, 574, 575)
+
+
+def test_site_yml_brings_it_into_a_container(family):
+    """Refused before anything changes where the node has no driver; then from nothing to the kernel's driver."""
+    family.declare(_573={})
+    said = family.run(code=2)
+    assert "the node has no NVIDIA kernel driver loaded" in said
+    assert not (lab.CONFIGS / "573.conf").exists()
+    nvidia_site.node_root(family.root, V)
+    family.run()
+    assert lab.inside(573, GETS).split()[1] == V
+    calls = lab.calls(573)
+    assert "changed=0" in family.run()
+    assert lab.calls(573) == calls
+
+
+@pytest.mark.full
+def test_of_two_that_serve_the_same_one_goes_on(family):
+    """After an upgrade: one after the other; and when the first one fails, the second one isn't touched."""
+    serves = {"application_script": "x.sh", "vllm_engine_config": {"ModelConfig": {"model": "org/same"}}}
+    family.declare(_573={}, _574=serves, _575=serves)
+    roles = ("-e", json.dumps({"phoenix_application_roles": {"x.sh": "phoenix.hypervisor.trusted_ca"}}))
+    nvidia_site.node_root(family.root, OLD)
+    said = family.run(*roles)
+    assert said.count("PLAY [Converge the containers") == 2
+    nvidia_site.node_root(family.root, V)
+    (family.folder / "host_vars").mkdir()
+    (family.folder / "host_vars/ctid_574.yml").write_text("nvidia_gpus: [0]\n")
+    said = family.run(*roles, code=2)
+    assert "the container was given GPU 0, and has no /dev/nvidia0" in said
+    assert "CTID 575 is left as it is, and goes on serving: ctid_574, which serves the same model, failed" in said
+    assert [lab.inside(vmid, GETS).split()[1] for vmid in (573, 574, 575)] == [V, OLD, OLD]
+    (family.folder / "host_vars/ctid_574.yml").unlink()
+    family.run(*roles)
+    assert [lab.inside(vmid, GETS).split()[1] for vmid in (573, 574, 575)] == [V, V, V]

@@ -115,7 +115,8 @@ def test_none_installs_nothing():
     ],
 )
 def test_a_toolkit_that_somebody_else_has_installed(found, candidates, words):
-    problem = toolkit.found_problem(found, toolkit.decide(candidates, "s", source="none"), "s")
+    said = f"Cuda compilation tools, release {found}, V{found}.131" if found else ""
+    problem = toolkit.found_problem(said, toolkit.decide(candidates, "s", source="none"), "s")
     assert (words in problem) if words else problem == ""
     assert not words or "nvidia_toolkit_source is none" in problem
 
