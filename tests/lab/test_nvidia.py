@@ -236,10 +236,15 @@ def test_toolkits_beside_each_other_from_a_signed_repository(node, tmp_path):
 
 
 def test_a_toolkit_that_is_too_old(node):
-    """Nothing is installed, or taken away: it says what the stack needs, and why."""
+    """Somebody else has installed it. It says what the stack needs, and why."""
+    nvidia_site.node_root(node.root, V)
+    node.site.inside(
+        "rm -rf /usr/local/cuda && mkdir -p /usr/local/cuda/bin && cd /usr/local/cuda/bin && "
+        "printf '#!/bin/sh\\necho Cuda compilation tools, release 12.4, V12.4.131\\n' >nvcc && chmod 755 nvcc"
+    )
     values = {"nvidia_stack": "vllm-0.32.0-cu130", "nvidia_toolkit_source": "none"}
     said = node.run(play="nvidia", code=2, **values)
-    assert "CUDA toolkit 12.9 is too old; the stack vllm-0.32.0-cu130 needs 13.0 or newer" in said
+    assert "CUDA toolkit 12.4 is too old; the stack vllm-0.32.0-cu130 needs 13.0 or newer" in said
     assert "FlashInfer 0.7.0.post1 compiles its kernels when a server starts" in said
 
 
