@@ -205,13 +205,10 @@ class Store:
         """Return what fills a bundle with the node's own libraries."""
 
         def fill(tree: Tree) -> dict[str, Any]:
-            found = node_files(version, root)
-            lacking = nvidia_driver.missing(DRIVER, version, found)
-            if lacking:
-                others = ", ".join(sorted(_other_versions(root, version)))
-                half = f"; it has libcuda.so of {others}, so its own driver is half upgraded" if others else ""
-                raise NvidiaError(f"the node itself has no {lacking}{half}")
-            for path, real in sorted(found.items()):
+            problem = node_problem(version, root)
+            if problem:
+                raise NvidiaError(problem)
+            for path, real in sorted(node_files(version, root).items()):
                 with open(real, "rb") as source:
                     tree.add(path, source, path.startswith("bin/"))
             for path, target in nvidia_driver.driver_links(tree.files, version).items():
@@ -480,6 +477,16 @@ def node_files(version: str, root: str = "/") -> dict[str, str]:
                 if os.path.isfile(real) and (not is_program or name != "nvidia-smi" or _mentions(real, version)):
                     found[path] = real
     return found
+
+
+def node_problem(version: str, root: str = "/") -> str:
+    """Return why the node's own files are no driver of this version, C("") when they are."""
+    lacking = nvidia_driver.missing(DRIVER, version, node_files(version, root))
+    if not lacking:
+        return ""
+    others = ", ".join(sorted(_other_versions(root, version)))
+    half = f"; it has libcuda.so of {others}, so its own driver is half upgraded" if others else ""
+    return f"the node itself has no {lacking}{half}"
 
 
 def node_fingerprint(version: str, root: str = "/") -> str:

@@ -202,6 +202,7 @@ class Task:
         if record is not None:
             return self.result(record, [])
         if self.check:
+            methods = self.likely(methods, version)
             self.steps.append(f"make {nvidia_driver.TITLES[self.kind]} {version} from {methods[0]}")
             return self.result({"version": version, "source": methods[0]}, [])
         with self.store.locked(self.params["wait"]):
@@ -267,6 +268,18 @@ class Task:
             return record
         return None
 
+    def likely(self, methods: list[str], version: str) -> list[str]:
+        """Return the methods that may work, as far as that can be told without asking anybody."""
+        if methods[0] != NODE:
+            return methods
+        problem = nvidia_store.node_problem(version, self.params["node_root"])
+        if problem and len(methods) == 1:
+            said = "; ".join([f"node: {problem}", *(reason.partition("not from ")[2] for reason in self.reasons)])
+            raise NvidiaError(f"NVIDIA driver {version} can't be had: {said}.")
+        if problem:
+            self.reasons.append(f"not from node: {problem}")
+        return methods[1:] if problem else methods
+
     def make(self, version: str, methods: list[str]) -> dict:
         """Make the archive by the first method that works."""
         failed = []
@@ -283,6 +296,7 @@ class Task:
             self.steps.append(f"made {record['name']} from {method}")
             return record
         title = nvidia_driver.TITLES[self.kind]
+        failed += [reason.partition("not from ")[2] for reason in self.reasons]
         raise NvidiaError(f"{title} {version} can't be had: {'; '.join(failed)}. Nothing was installed.")
 
     def filler(self, method: str, version: str):

@@ -393,6 +393,28 @@ class TestRepository:
         assert "has no CUDA toolkit 13.0, and no newer one of the same major version; it has 12.8, 12.9" in sentence
 
 
+class TestBeforeAnythingChanges:
+    """Check mode, with which a run begins: it refuses what can be known without asking anybody."""
+
+    def test_a_node_without_libraries_and_nowhere_else_to_go(self, root):
+        with pytest.raises(NvidiaError) as caught:
+            run(root, True)
+        for words in ("node: the node itself has no libcuda.so", "runfile: nvidia_runfile_url is not set",
+                      "apt: nvidia_repo_url is not set"):  # fmt: skip
+            assert words in str(caught.value)
+
+    def test_it_says_from_where_it_would_come(self, root):
+        shown = run(root, True, repo_url="http://127.0.0.1:1")
+        assert shown["source"] == "apt"
+        assert any("the node itself has no" in reason for reason in shown["reasons"])
+        site.node_root(root, V)
+        assert run(root, True, repo_url="http://127.0.0.1:1")["source"] == "node"
+
+    def test_a_failure_says_why_the_others_were_left_out(self, root):
+        sentence = refused(root)
+        assert "runfile: nvidia_runfile_url is not set" in sentence
+
+
 class TestStore:
     def test_auto_goes_on_and_says_why(self, root, server):
         sentence = refused(root, runfile_url=f"{server.url}/NVIDIA-Linux-x86_64-{V}.run", runfile_sha256="ab" * 32,
