@@ -46,6 +46,9 @@ ROLE_VARIABLES = (
     "container_firewall",
     "container_template",
     "container_snapshot",
+    "nvidia_driver_version",
+    "nvidia_repo_url",
+    "nvidia_runfile_url",
     "vllm_stack_name",
     "vllm_stack_overrides",
     "vllm_model_server_engine_config",
@@ -406,6 +409,10 @@ class Model:
             result["container_template"] = declared["is_template"]
         if "template_snapshot_name" in declared:
             result["container_snapshot"] = declared["template_snapshot_name"]
+        for key in ("nvidia_driver_version", "nvidia_repo_url", "nvidia_runfile_url"):
+            value = self.config.get(key)
+            if isinstance(value, (str, int, float)) and value:
+                result[key] = str(value)
         stack = self._stack(ctid)
         if stack:
             result["vllm_stack_name"] = stack

@@ -44,7 +44,8 @@ def _run(
 @pytest.mark.parametrize(
     ("overrides", "limit", "words"),
     [
-        pytest.param({"901": {"features": ["nvidia"]}}, "ctid_921", "no role for feature nvidia", id="feature"),
+        pytest.param({"901": {"features": ["nvidea"]}}, "ctid_921", "no role for feature nvidea", id="feature"),
+        pytest.param({"901": {"features": ["nvidia"]}}, "ctid_921", "no NVIDIA kernel driver loaded", id="driver"),
         pytest.param({"921": {"application_script": "x.sh"}}, "ctid_921", "application_script x.sh", id="application"),
         pytest.param({"921": {"vllm_stack": "nope"}}, "ctid_921", "vllm_stack is nope", id="stack"),
         pytest.param({"921": {"vllm_stack": None}}, "ctid_921", "wants vLLM and names no stack", id="no stack"),
