@@ -35,9 +35,9 @@ SHOWN = ("output_tokens_per_second", "first_token_ms", "first_token_p99_ms", "in
 TITLES = {
     "output_tokens_per_second": "tokens/s",
     "first_token_ms": "first token ms",
-    "first_token_p99_ms": "p99",
+    "first_token_p99_ms": "first p99 ms",
     "inter_token_ms": "between tokens ms",
-    "inter_token_p99_ms": "p99",
+    "inter_token_p99_ms": "between p99 ms",
 }
 # A figure's name in a sentence.
 NAMES = {
@@ -319,7 +319,7 @@ def sampler_verdict(
         if row["verdict"] in ("better", "worse"):
             more = "more" if row["gain_percent"] > 0 else "fewer"
             what = f"{abs(row['gain_percent']):.1f} % {more} tokens per second"
-            sure = f", by chance in {row['chance'] * 100:.2g} % of cases"
+            sure = f", which chance alone gives in {row['chance'] * 100:.2g} % of cases"
         else:
             what = f"{row['gain_percent']:+.1f} % tokens per second, which may be chance"
             sure = f" (p = {row['chance']:.2g})" if row["verdict"] != "too few rounds" else ""
@@ -408,6 +408,48 @@ def model_name(path: str) -> tuple[str, str]:
     return (f"{match[1]}/{match[2]}", match[3]) if match else (path.rstrip("/"), "")
 
 
+# What the client has of the server's environment: where its files are, and how it trusts others.
+_SHARED = re.compile(
+    r"HOME|PATH|LANG|LD_LIBRARY_PATH|CUDA_HOME|CUDA_VISIBLE_DEVICES|SSL_CERT_FILE|REQUESTS_CA_BUNDLE|XDG_CACHE_HOME|"
+    r"(?:HF|HUGGINGFACE|TRANSFORMERS|TORCHINDUCTOR|TRITON|FLASHINFER)_\w+|VLLM_CACHE_ROOT|VLLM_TARGET_DEVICE|"
+    r"VLLM_USE_MODELSCOPE|\w+_proxy|\w+_PROXY"
+)
+
+
+def client_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of a server's environment that its client needs, too, no secret among them.
+
+    Args:
+        environment: of the server's process.
+    """
+    secret = re.compile(r"TOKEN|KEY|SECRET|PASSW", re.I)
+    return {name: value for name, value in environment.items() if _SHARED.fullmatch(name) and not secret.search(name)}
+
+
+def server_url(probe: Mapping[str, Any]) -> str:
+    """Return the URL of a server, by how its state says that it is asked."""
+    tls = probe.get("tls")
+    host = (tls.get("name") if isinstance(tls, Mapping) else "") or probe["host"]
+    host = f"[{host}]" if ":" in host and not host.startswith("[") else host
+    return f"http{'s' if tls else ''}://{host}:{probe['port']}"
+
+
+GPU_QUERY = ("name", "uuid", "memory.total", "driver_version", "compute_cap", "power.limit")
+
+
+def gpus_in(output: str) -> list[dict[str, str]]:
+    """Return what C(nvidia-smi --query-gpu=… --format=csv,noheader,nounits) printed of each GPU."""
+    names = ("name", "uuid", "memory_mib", "driver", "compute_capability", "power_limit_watts")
+    rows = [[cell.strip() for cell in line.split(",")] for line in output.splitlines() if line.strip()]
+    return [dict(zip(names, row)) for row in rows if len(row) == len(names)]
+
+
+def processor_in(cpuinfo: str) -> str:
+    """Return the processor's name in the text of C(/proc/cpuinfo)."""
+    match = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.M)
+    return match[1].strip() if match else "unknown"
+
+
 def sampler_in(journal: str) -> str:
     """Return what a server's log says that it samples with: C(flashinfer), C(pytorch), or C("") when it doesn't say."""
     if re.search(r"Using FlashInfer for top-p & top-k sampling", journal):
@@ -493,13 +535,19 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n".join(grid(rows))
 
 
+def _titled(name: str) -> str:
+    """Return a figure's name with its unit, unless the name says it."""
+    unit = FIGURES[name][1]
+    return NAMES[name] if unit.endswith("/s") else f"{NAMES[name]}, {unit}"
+
+
 def comparison_table(rows: Sequence[Mapping[str, Any]], then: str = "accepted", now: str = "now") -> str:
     """Return a comparison as a table."""
     cells = [["load", "figure", then, now, "better by", "limit", ""]]
     for row in rows:
         mark = "LOST" if row["lost"] else ""
         cells.append([
-            load_name(row["load"]), f"{NAMES[row['figure']]}, {FIGURES[row['figure']][1]}", number(row["then"]),
+            load_name(row["load"]), _titled(row["figure"]), number(row["then"]),
             number(row["now"]), f"{row['gain_percent']:+.1f} %", f"-{row['limit_percent']:g} %", mark,
         ])  # fmt: skip
     return "\n".join(grid(cells))
@@ -511,7 +559,7 @@ def arms_table(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in rows:
         low, high = row["gain_interval_percent"]
         cells.append([
-            load_name(row["load"]), f"{NAMES[row['figure']]}, {FIGURES[row['figure']][1]}", ranged(row["on"]),
+            load_name(row["load"]), _titled(row["figure"]), ranged(row["on"]),
             ranged(row["off"]), f"{row['gain_percent']:+.1f} %", f"{low:+.1f} to {high:+.1f} %",
             f"{row['chance']:.3f}", row["verdict"],
         ])  # fmt: skip

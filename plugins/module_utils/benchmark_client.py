@@ -5,8 +5,8 @@
 
     benchmark_client.py JOB STATUS
 
-JOB is a JSON file of what `measure` takes; it may have a key in it, and is removed once it is read. STATUS is a JSON
-file that says how far it is, and in the end what came of it.
+JOB is a JSON file of what `measure` takes; whoever starts the program removes it, for it may have a key in it. STATUS
+is a JSON file that says how far it is, and in the end what came of it.
 
 The file needs the standard library only. It is written into the container as it is, and run there by the container's
 own Python; the client is run by the release's. It can be imported, too: `measure(job, say)` returns the measurements.
@@ -56,6 +56,10 @@ RUN_TIMEOUT = 3600
 LINES, WIDTH = 15, 300
 # Seconds between two looks at a client.
 LOOK = 0.5
+# Seconds between two looks at what is around it.
+LOOK_AROUND = 5.0
+# Bytes of a log that is begun anew.
+LOG = 10_000_000
 # A client that is told to end saves nothing; what it doesn't do in so many seconds it will not do.
 GRACE = 10
 # With nobody asking for so many seconds nobody wants the result.
@@ -296,6 +300,8 @@ _KNOWN = (
     (r"CERTIFICATE_VERIFY_FAILED|SSLCertVerificationError|ClientConnectorCertificateError",
      "The client doesn't trust the server's certificate, or it has another name: benchmark_ca_file names the CA's "
      "file inside, benchmark_url a name that is in the certificate."),
+    (r"Name or service not known|Temporary failure in name resolution|getaddrinfo failed",
+     "The container doesn't know the server's name: benchmark_url gives an address, or a name that it knows."),
     (r"Unauthorized|\b401\b", "The server wants another API key than the one of its own unit (benchmark_api_key)."),
     (r"Can't load tokenizer|is not a local folder and is not a valid model|OSError: .*tokenizer|Repository Not Found",
      "The client can't load the model's tokenizer: benchmark_tokenizer names one, a folder inside or a name of the "
@@ -499,16 +505,17 @@ def main_pid(unit):
 
 
 class Watch:
-    """Whether the measuring still makes sense: the same server runs, and somebody asks how far it is."""
+    """Whether the measuring still makes sense: the same server runs, and somebody asks how far it is.
 
-    def __init__(self, job, status, now=time.time):
-        self.job, self.status, self.now = job, status, now
-        self.asked = f"{status}.asked"
-        self.looked = 0.0
+    The job says which (C(unit), C(pid)), and which file is touched by whoever asks (C(asked)).
+    """
+
+    def __init__(self, job, now=time.time):
+        self.job, self.now, self.looked = job, now, -LOOK_AROUND
 
     def still(self):
         """Return why the measuring has to end, C("") to go on."""
-        if time.monotonic() - self.looked < 5:
+        if time.monotonic() - self.looked < LOOK_AROUND:
             return ""
         self.looked = time.monotonic()
         unit, pid = self.job.get("unit", ""), self.job.get("pid", 0)
@@ -518,8 +525,8 @@ class Watch:
             return (f"The server {what} while it was measured; see journalctl -u {unit}. Where somebody else was at "
                     "work on it, run the benchmark again.")  # fmt: skip
         try:
-            silence = self.now() - os.stat(self.asked).st_mtime
-        except OSError:
+            silence = self.now() - os.stat(self.job["asked"]).st_mtime
+        except (OSError, LookupError):
             return ""
         if silence <= UNASKED:
             return ""
@@ -530,7 +537,9 @@ def main(job_path, status_path):
     """Run as a program."""
     with open(job_path, encoding="utf-8") as file:
         job = json.load(file)
-    os.unlink(job_path)
+    log = os.path.join(job.get("folder", ""), "client.log")
+    if os.path.exists(log) and os.path.getsize(log) > LOG:
+        os.unlink(log)
     status = {"id": job.get("id", ""), "began": time.time(), "progress": "the benchmark begins", "done": False}
     lock = threading.Lock()
 
@@ -544,7 +553,7 @@ def main(job_path, status_path):
     # systemd's way to end it: the client has to go, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        result = {"measured": measure(job, say, Watch(job, status_path).still)}
+        result = {"measured": measure(job, say, Watch(job).still)}
     except BenchmarkError as error:
         result = {"error": str(error)}
     except OSError as error:

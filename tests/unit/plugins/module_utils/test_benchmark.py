@@ -287,7 +287,8 @@ USED = {"on": ["flashinfer"], "off": ["pytorch"]}
     ("on", "off", "used", "reached", "said"),
     [
         ((125, 126, 124, 125), (100, 101, 99, 100), USED, True,
-         ["25.0 % more tokens per second, by chance in 2.9 % of cases", "on FP8 was seen (at most 25.0 %)"]),
+         ["25.0 % more tokens per second, which chance alone gives in 2.9 % of cases",
+          "on FP8 was seen (at most 25.0 %)"]),
         ((105, 106, 104, 105), (100, 101, 99, 100), USED, True,
          ["5.0 % more tokens", "on FP8 was not seen (at most 5.0 %)"]),
         ((90, 91, 89, 90), (100, 101, 99, 100), USED, True, ["10.0 % fewer tokens", "on FP8 was not seen."]),
@@ -387,6 +388,39 @@ def test_a_model_s_revision_is_no_part_of_its_name(path, name, revision):
     assert benchmark.model_name(path) == (name, revision)
 
 
+def test_the_client_has_of_the_server_s_environment_what_it_needs_and_no_secret():
+    kept = {"HOME": "/c", "HF_HOME": "/c/hf", "HF_HUB_OFFLINE": "1", "PATH": "/bin", "https_proxy": "http://p:1",
+            "VLLM_CACHE_ROOT": "/c/vllm", "SSL_CERT_FILE": "/etc/ca"}  # fmt: skip
+    gone = {"VLLM_API_KEY": "a", "HF_TOKEN": "b", "PHOENIX_DIGEST": "c", "INVOCATION_ID": "d", "NOTIFY_SOCKET": "e",
+            "VLLM_CPU_KVCACHE_SPACE": "1", "HF_API_KEY": "f"}  # fmt: skip
+    assert benchmark.client_variables({**kept, **gone}) == kept
+
+
+@pytest.mark.parametrize(("probe", "url"), [
+    ({"host": "127.0.0.1", "port": 8000, "tls": False}, "http://127.0.0.1:8000"),
+    ({"host": "127.0.0.1", "port": 8000}, "http://127.0.0.1:8000"),
+    ({"host": "::1", "port": 8000, "tls": True}, "https://[::1]:8000"),
+    ({"host": "127.0.0.1", "port": 443, "tls": {"name": "llm.example", "ca": "/x"}}, "https://llm.example:443"),
+    ({"host": "127.0.0.1", "port": 443, "tls": {"name": "", "ca": "/x"}}, "https://127.0.0.1:443"),
+])  # fmt: skip
+def test_where_a_server_is(probe, url):
+    assert benchmark.server_url(probe) == url
+
+
+def test_what_nvidia_smi_says_of_gpus():
+    line = "NVIDIA GeForce RTX 5060 Ti, GPU-0123, 16311, 580.65.06, 12.0, 180.00\n"
+    assert benchmark.gpus_in(line * 2)[1] == {
+        "name": "NVIDIA GeForce RTX 5060 Ti", "uuid": "GPU-0123", "memory_mib": "16311", "driver": "580.65.06",
+        "compute_capability": "12.0", "power_limit_watts": "180.00",
+    }  # fmt: skip
+    assert benchmark.gpus_in("No devices were found\n") == [] == benchmark.gpus_in("")
+
+
+def test_what_a_processor_is_called():
+    assert benchmark.processor_in("processor\t: 0\nmodel name\t: AMD EPYC 9R14\nflags\t: x\n") == "AMD EPYC 9R14"
+    assert benchmark.processor_in("processor: 0\n") == "unknown"
+
+
 # --- for people -----------------------------------------------------------------------------------------------------
 
 
@@ -399,7 +433,9 @@ def test_a_number_has_as_many_digits_as_mean_something(value, text):
 
 def test_a_table_has_all_loads_in_columns():
     lines = benchmark.table(result(SPEED, 100.0, 110.0, 120.0)).splitlines()
-    assert lines[0].split() == ["load", "tokens/s", "first", "token", "ms", "p99", "between", "tokens", "ms", "p99"]
+    assert re.split(r"  +", lines[0]) == [
+        "load", "tokens/s", "first token ms", "first p99 ms", "between tokens ms", "between p99 ms",
+    ]  # fmt: skip
     assert lines[2].startswith("1 stream, 256 in, 256 out    110 (100 to 120)") and len(lines) == 4
     assert {line.rstrip()[-4:] for line in lines[2:]} == {"10.0"}
 

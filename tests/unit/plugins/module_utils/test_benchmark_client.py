@@ -243,6 +243,7 @@ ValueError: Initial test run failed - Please make sure benchmark arguments are c
         (TRACE.format(why="This model's maximum context length is 512 tokens."), "longer than the server's max_model"),
         (TRACE.format(why="ssl.SSLCertVerificationError: [SSL: CERTIFICATE_VERIFY_FAILED]"), "benchmark_ca_file"),
         ("vllm: error: argument subparser: invalid choice: 'bench' (choose from 'chat', 'serve')", "vLLM 0.9.2"),
+        (TRACE.format(why="Cannot connect to host x:8000 [Name or service not known]"), "benchmark_url gives an"),
         ("vllm: error: unrecognized arguments: --dataset-name", "knows other arguments"),
         ("ModuleNotFoundError: No module named 'pandas'", "A package that the client needs"),
         ("OSError: Can't load tokenizer for 'tiny'.", "benchmark_tokenizer"),
@@ -414,7 +415,6 @@ def run_program(job: dict, tmp_path: Path) -> dict:
     path, status = tmp_path / "job.json", tmp_path / "status.json"
     path.write_text(json.dumps({"id": "abc", **job}))
     assert client.main(str(path), str(status)) == 0
-    assert not path.exists()
     return json.loads(status.read_text())
 
 
@@ -444,22 +444,33 @@ def test_the_program_tells_of_a_folder_that_can_t_be_made(job, tmp_path):
     (0, "The server ended while it was measured; see journalctl -u x.service"), (43, "The server was restarted"),
     (42, ""),
 ])  # fmt: skip
-def test_it_is_noticed_when_the_server_is_another_one(monkeypatch, tmp_path, there, message):
+def test_it_is_noticed_when_the_server_is_another_one(monkeypatch, there, message):
     monkeypatch.setattr(client, "main_pid", lambda unit: there)
-    watch = client.Watch({"unit": "x.service", "pid": 42}, str(tmp_path / "status"))
-    assert watch.still().startswith(message) and bool(watch.still()) is False
+    watch = client.Watch({"unit": "x.service", "pid": 42})
+    seen = watch.still()
+    assert seen.startswith(message) and bool(seen) is bool(message)
+    # The next look is some seconds later.
+    assert watch.still() == ""
 
 
 @pytest.mark.parametrize(("age", "ends"), [(5, False), (client.UNASKED - 1, False), (client.UNASKED + 1, True)])
 def test_it_ends_when_nobody_asks_any_more(tmp_path, age, ends):
-    status = tmp_path / "status"
-    Path(f"{status}.asked").write_text("")
-    now = os.stat(f"{status}.asked").st_mtime + age
-    assert bool(client.Watch({}, str(status), lambda: now).still()) is ends
+    asked = tmp_path / "asked"
+    asked.write_text("")
+    now = os.stat(asked).st_mtime + age
+    assert bool(client.Watch({"asked": str(asked)}, lambda: now).still()) is ends
 
 
-def test_it_goes_on_where_nobody_says_that_he_asks(tmp_path):
-    assert client.Watch({}, str(tmp_path / "status")).still() == ""
+def test_it_goes_on_where_nobody_says_who_asks(tmp_path):
+    assert client.Watch({}).still() == "" and client.Watch({"asked": str(tmp_path / "nowhere")}).still() == ""
+
+
+def test_a_log_doesn_t_grow_for_ever(job, tmp_path, monkeypatch):
+    monkeypatch.setattr(client, "LOG", 100)
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "client.log").write_text("old\n" * 100)
+    run_program(job, tmp_path)
+    assert "old" not in (tmp_path / "work" / "client.log").read_text()
 
 
 def test_no_unit_no_process(monkeypatch, tmp_path):
