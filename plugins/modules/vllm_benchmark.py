@@ -179,7 +179,7 @@ STATUS = f"{WORK}/status.json"
 FORGOTTEN = 60
 LOOK = 0.5
 # Each call of the module takes a second of a processor, which the server may want: no more than one in so many seconds.
-CALM = 10
+CALM = 5
 ANSWER = 120
 
 
