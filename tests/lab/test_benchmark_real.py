@@ -44,21 +44,17 @@ def site(tmp_path_factory) -> Iterator[Path]:
     """A container with the real vLLM and a tiny model. Gives the folder of the inventory."""
     require_lab()
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, str(ROOT / "lab/tiny_llama.py"), str(folder / "models/tiny")]
-    subprocess.run(command, check=True, capture_output=True)
-    for path in (folder, *folder.parents):
-        if str(path).startswith("/tmp/"):
-            path.chmod(0o755)
     destroy(VMID)
     pct(
         "create", str(VMID), OSTEMPLATE, "--hostname", f"vllm{VMID}", "--memory", "6144", "--cores", "2",
         "--rootfs", "local-btrfs:8", "--unprivileged", "1", "--features", "nesting=1",
-        "--mp0", f"{folder / 'models'},mp=/models",
         "--net0", f"name=eth0,bridge=vmbr0,ip={ADDRESS}/24,gw=10.92.0.1",
     )  # fmt: skip
     subprocess.run(["ip", "neigh", "flush", "to", ADDRESS], check=True)
     try:
         pct("start", str(VMID))
+        pct("push", str(VMID), str(ROOT / "lab/tiny_llama.py"), "/root/tiny_llama.py")
+        inside(VMID, "mkdir /models && python3 /root/tiny_llama.py /models/tiny && chmod -R a+rX /models")
         tasks = [{"ansible.builtin.include_role": {"name": f"phoenix.hypervisor.{role}"}}
                  for role in ("vllm_stack", "vllm_model_server")]  # fmt: skip
         play = [{"hosts": f"ctid_{VMID}", "gather_facts": False, "tasks": tasks}]
