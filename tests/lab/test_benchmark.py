@@ -194,7 +194,7 @@ def test_a_client_that_can_t_is_told_of(site, how, message):
 
 def test_a_sampler_that_can_t_be_compared_leaves_the_server_and_the_result(site):
     """The client fails in the second turn, while the server has the sampler off."""
-    before = site.main_pid()
+    before, history = site.main_pid(), site.history()
     process = site.start(playbook=PLAYBOOK, benchmark_sampler=True, benchmark_sampler_rounds=1)
     wait_until(lambda: "SAMPLER=0" in site.inside(f"cat /etc/systemd/system/{UNIT}"), 120)
     site.says("client", "half")
@@ -204,6 +204,8 @@ def test_a_sampler_that_can_t_be_compared_leaves_the_server_and_the_result(site)
     assert "the sampler was not compared. 1 stream, 16 in, 8 out: warm-up: 1 of 2 requests were answered" in said
     assert site.latest()["sampler"]["problem"] and site.latest()["verdict"]["passed"]
     assert "SAMPLER=1" in site.inside(f"cat /etc/systemd/system/{UNIT}") and site.main_pid() != before
+    # The state that was tried out is none to go back to.
+    assert site.history() == history
     assert "changed=0" in site.run()
 
 
