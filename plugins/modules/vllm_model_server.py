@@ -170,6 +170,12 @@ options:
     description: How many states whose server answered are kept, the live one included.
     type: int
     default: 5
+  trial:
+    description:
+      - Whether the state is only tried out, as a benchmark does. It is not kept as one to go back to, and what a later
+        failure goes back to is still the state before it.
+    type: bool
+    default: false
   go_back_to:
     description:
       - Goes back to a state instead. C(previous), the digest of a kept state or the beginning of one, or the name of a
@@ -1160,9 +1166,10 @@ class Run:
         if self.waiting.get("undo") and server.watchdog is not None:
             # How long the former state may load is what it says there.
             server.watchdog = self.waiting["watchdog"]
-        return server_plan.plan(
+        steps = server_plan.plan(
             target, seen, server.user, server.name, server.config_file, link, room, took, server.watchdog
         )
+        return [step for step in steps if not (self.module.params["trial"] and step.action == "keep")]
 
     def execute(self, target, steps):
         """Execute the steps up to one that has to be waited for, or to the answer."""
@@ -1293,7 +1300,7 @@ class Run:
             waiting["gap"] = round(time.time() - waiting["stopped"], 1)
         waiting["answer"] = text
         waiting["seconds"] = round(took, 1)
-        if server.states.good != target.digest and not waiting["undo"]:
+        if server.states.good != target.digest and not waiting["undo"] and not self.module.params["trial"]:
             server.states.keep(target, self.module.params["keep"], took)
         server.end_other(server.fetch_name, kill=True)
         if not server.beside_port():
@@ -1536,6 +1543,7 @@ def main():
             "stop_timeout": {"type": "int", "default": 60},
             "state_folder": {"type": "path", "default": "/var/lib/vllm_model_server"},
             "keep": {"type": "int", "default": 5},
+            "trial": {"type": "bool", "default": False},
             "go_back_to": {"type": "str", "default": ""},
             "who": {"type": "str", "default": ""},
             "why": {"type": "str", "default": ""},
