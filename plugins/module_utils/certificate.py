@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ansible_collections.phoenix.hypervisor.plugins.module_utils import certificate_renewal as renewal
+
 FOLDER = "/etc/phoenix-hypervisor/certificates"
 # The entry of the model server; its key is copied by the server's unit for the server's user, so it is root's here.
 MODEL_SERVER = "vllm_model_server"
@@ -247,3 +249,30 @@ def removal(seen: Seen, timer_unit: str, units: Iterable[str]) -> list[Step]:
     if set(there) & set(units):
         steps.append(Step("reload", "have systemd read its units again"))
     return steps
+
+
+def problem(entry: Mapping[str, Any], said: Mapping[str, Any], error: str, now: float, renew_at: float,
+            limit: int) -> str:  # fmt: skip
+    """Return what is wrong with a certificate that is there, C("") for nothing.
+
+    Args:
+        entry: of the configuration.
+        said: what the program's C(look) returns.
+        error: why its last renewal failed.
+        now: the time.
+        renew_at: the part of its life that is left when it is renewed.
+        limit: seconds that it must be valid for, 0 for half of that part.
+    """
+    name, end = entry["name"], said["not_after"]
+    why = f" Its last renewal failed: {error}" if error else ""
+    if end is None:
+        return f"The certificate {name} is not there, or key and certificate don't belong together.{why}"
+    if end <= now:
+        return f"The certificate {name} has expired, {renewal.span(now - end)} ago.{why}"
+    needed = limit or (end - said["not_before"]) * renew_at / 2
+    if end - now < needed:
+        return (
+            f"The certificate {name} is valid for {renewal.span(end - now)} only, which is below the limit of "
+            f"{renewal.span(needed)}.{why}"
+        )
+    return f"The certificate {name}:{why}" if why else ""

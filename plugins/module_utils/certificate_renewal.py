@@ -642,6 +642,8 @@ class Answers:
                 """Take IPv4 as well as IPv6."""
                 if self.address_family == socket.AF_INET6:
                     self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+                # Connections of a minute ago keep nobody from the port.
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 self.socket.bind(self.server_address)
                 self.server_name, self.server_port = "", answers.port
 
