@@ -190,7 +190,7 @@ def _of_the_node(
             hand.append("say in gpu_assignment which GPUs it has; its raw lines for GPUs stay as they are until then")
     if node["other_lines"]:
         found.append(f"raw lines that nobody declares, and that stay: {'; '.join(node['other_lines'])}")
-        hand.append("declare those of them that are wanted in lxc_options; remove the others from the conf file")
+        hand.append("declare in lxc_options those raw lines that are wanted; remove the others from the conf file")
     for name, lines in node["snapshot_lines"].items():
         found.append(f"raw lines in the section of snapshot {name}, where they do nothing: {'; '.join(lines)}")
         hand.append(f"declare what of them is wanted in lxc_options, or remove them: pct delsnapshot {ctid} {name}")

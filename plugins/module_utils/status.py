@@ -39,8 +39,7 @@ def of_the_node(vmid: int, node: Mapping[str, Any]) -> dict[str, Any]:
     """
     unknown = {"state": "unknown", "differs": [], "problem": "", "waiting": [], "hostname": "", "reason": ""}
     if "compared" not in node:
-        said = verification.clean(node.get("msg") or "it was not looked at")
-        return {**unknown, "reason": f"its node can't be asked: {said.rstrip('.')}"}
+        return {**unknown, "reason": f"its node can't be asked: {_said(node, 'it was not looked at')}"}
     found = next((one for one in node["compared"] if one["vmid"] == vmid), None)
     if found is None:
         return {**unknown, "reason": "its node was not asked about it"}
@@ -86,8 +85,7 @@ def row(host: Mapping[str, Any], node: Mapping[str, Any], inside: Mapping[str, A
             result.update({key: inside[key] for key in ("model", "release", "vllm", "server")})
             result.update(_of_the_server(host, inside, notes, drift))
         elif inside:
-            said = verification.clean(inside.get("msg") or "it gave no result").rstrip(".")
-            notes.append(f"inside can't be looked at: {said}")
+            notes.append(f"inside can't be looked at: {_said(inside, 'it gave no result')}")
     if host["model"] and result["ready"] is None and found["state"] not in ("template", "unknown"):
         # A model is declared, and none can answer.
         result["ready"] = False
@@ -123,6 +121,11 @@ def _of_the_server(
     days = [one["days"] for one in certificates if one["days"] is not None]
     found.update(certificates=certificates, certificate_days=min(days, default=None))
     return found
+
+
+def _said(result: Mapping[str, Any], otherwise: str) -> str:
+    """What a task that failed said, in one line."""
+    return verification.clean(result.get("msg") or otherwise).rstrip(".").removeprefix("Task failed: ")
 
 
 def _is_of(release: str, stack: str) -> bool:

@@ -1,9 +1,9 @@
 # Copyright (c) 2026 The Phoenix Hypervisor team
 # GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The commands of the documentation, run in the lab: those marked C(lab), and C(slow) in the full run, on a container with
-a stand-in for vLLM, which takes the place of the example's 921; those marked C(full) on the lab's own containers, as they
-are written."""
+"""The commands of the documentation, run in the lab: those marked C(lab), and C(slow) in the full run, on a container
+with a stand-in for vLLM, which takes the place of the example's 921; those marked C(full) on the lab's own containers,
+as they are written."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class Checkout:
         (self.inventory / "lxc_configs.yml").write_text(yaml.safe_dump(source))
         network = {"name": "eth0", "bridge": "vmbr0", "ip": f"{ADDRESS}/24", "gw": "10.92.0.1"}
         entry = {
-            "name": f"server{VMID}", "template": OSTEMPLATE, "storage_pool": "local-btrfs", "memory_mb": 512, "cores": 2,
-            "pct_options": ["nesting=1"], "network_config": network, "vllm_stack": "cpu",
+            "name": f"server{VMID}", "template": OSTEMPLATE, "storage_pool": "local-btrfs", "memory_mb": 512,
+            "cores": 2, "pct_options": ["nesting=1"], "network_config": network, "vllm_stack": "cpu",
             "application_script": "phoenix_hypervisor_lxc_vllm.sh",
             "vllm_engine_config": {
                 "ModelConfig": {"model": "/models/good"},
@@ -67,7 +67,8 @@ class Checkout:
         """Run a block for this container in the place of 921. Returns what was said."""
         text = block.text.replace("inventories/site", str(self.inventory))
         text = text.replace("10.92.0.121", ADDRESS).replace("921", str(VMID))
-        command = [sys.executable, "-c", text] if block.language == "python" else ["bash", "-euo", "pipefail", "-c", text]
+        shell = ["bash", "-euo", "pipefail", "-c"]
+        command = [*([sys.executable, "-c"] if block.language == "python" else shell), text]
         done = subprocess.run(
             command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False,
             env={
@@ -83,8 +84,8 @@ def environment() -> dict[str, str]:
     """Of somebody who has sourced .venv/bin/activate."""
     return {
         **os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "ANSIBLE_NOCOLOR": "1",
-        "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "PYTHONDONTWRITEBYTECODE": "1", "NO_PROXY": "10.92.0.0/24,10.92.0.15",
-        "no_proxy": "10.92.0.0/24,10.92.0.15",
+        "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "PYTHONDONTWRITEBYTECODE": "1",
+        "NO_PROXY": ADDRESS, "no_proxy": ADDRESS,
     }  # fmt: skip
 
 

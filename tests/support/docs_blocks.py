@@ -4,9 +4,9 @@
 """The blocks of code in what people read, and what each command in them may be.
 
 A fenced block has its language, and in an HTML comment on the line before it how it is proved: C(run) is run in the
-checkout, C(lab) in the lab, C(slow) there in the full run only, C(full) in the lab's own containers in the full run, C(check) is only checked (also the
-default): playbooks, options, variables, targets, plugins and paths that it names are there. Blocks that are indented are
-checked when they begin with a program that is known here.
+checkout, C(lab) in the lab, C(slow) there in the full run only, C(full) on the lab's own containers in the full run.
+C(check), also the default, is only checked: playbooks, options, variables, targets, plugins and paths that it names are
+there. Blocks that are indented are checked when they begin with a program that is known here.
 """
 
 from __future__ import annotations

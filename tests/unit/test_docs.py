@@ -1,7 +1,7 @@
 # Copyright (c) 2026 The Phoenix Hypervisor team
 # GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What people read is true: every command in it is run or checked, messages are the code's own, pages are up to date."""
+"""What people read is true: every command is run or checked, messages are the code's own, pages are up to date."""
 
 from __future__ import annotations
 
@@ -227,7 +227,9 @@ def complete(words: list[str]) -> list[str]:
         _phoenix_complete
         printf '%s\\n' "${{COMPREPLY[@]}}"
     """)
-    done = subprocess.run(["bash", "-c", script], cwd=ROOT, env=environment(), capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=ROOT, env=environment(), capture_output=True, text=True, check=True
+    )
     assert done.stderr == ""
     return done.stdout.split()
 
