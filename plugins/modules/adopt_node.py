@@ -130,7 +130,7 @@ from ansible_collections.phoenix.hypervisor.plugins.module_utils import (
     pct_conf,
 )
 
-# How deep, and how many files, a folder is looked through for keys.
+# A folder is looked through for keys so many levels deep, and so many are told.
 _DEPTH, _FILES = 3, 20
 
 
@@ -145,7 +145,8 @@ def open_folder(source: str, inside: str) -> dict | None:
     secrets: list[str] = []
     for folder, folders, files in os.walk(source):
         folders.sort()
-        if os.path.relpath(folder, source).count(os.sep) >= _DEPTH - 1:
+        below = os.path.relpath(folder, source)
+        if below != "." and below.count(os.sep) + 2 >= _DEPTH:
             folders.clear()
         secrets += [
             os.path.relpath(os.path.join(folder, name), source) for name in sorted(files)
