@@ -1,7 +1,7 @@
 # Copyright (c) 2026 The Phoenix Hypervisor team
 # GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""pct_container_info, adopt_node, adopt_inside and vllm_model_server_info, on nodes and in folders of the test's own."""
+"""pct_container_info, adopt_node, adopt_inside and vllm_model_server_info, on nodes and files of the test's own."""
 
 from __future__ import annotations
 
