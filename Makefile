@@ -87,7 +87,7 @@ bench: $(DEV) ## Measure; NAME=… runs one group (first_run, second_run, task, 
 
 # --- the project itself -------------------------------------------------------------------------------------------
 
-.PHONY: environment requirements lock schema build clean
+.PHONY: environment requirements lock schema pages docs build clean
 environment: $(DEV) ## The pinned Python environment, tests included
 
 $(VENV): requirements.txt
@@ -109,6 +109,12 @@ lock: $(DEV) ## Lock a stack again: NAME=… (shipped, or a folder), TORCH_INDEX
 
 schema: $(DEV) ## Write schemas/ again from the table of keys
 	tools/schema
+
+pages: $(DEV) ## Write the pages again that are made from the code (docs/support.md, docs/json.md)
+	tools/pages
+
+docs: $(DEV) ## The documentation as a site, in build/docs/html
+	tools/docs
 
 build: $(VENV) ## The collection archive, in build/
 	ansible-galaxy collection build --force --output-path build

@@ -99,7 +99,8 @@ class Answer(http.server.BaseHTTPRequestHandler):
             time.sleep(0.1)
         if has("refuses"):
             return self.reply(404, {"error": "The model does not exist."})
-        self.reply(200, {"choices": [{"text": f"{release} {behaviour} {lines.get('max-num-seqs')}"}]})
+        text = f"{release} {behaviour} {lines.get('max-num-seqs')}"
+        self.reply(200, {"choices": [{"text": text, "message": {"role": "assistant", "content": text}}]})
 
     def reply(self, status, content):
         body = json.dumps(content).encode()
