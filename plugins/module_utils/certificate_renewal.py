@@ -737,32 +737,36 @@ def hook(method, kind, identifier, token, answer):
 # --- getting one -----------------------------------------------------------------------------------------------------
 
 
-# What a CA says (RFC 8555), and what it means for a person. The first that is found counts.
-REFUSALS = (
-    ("rejectedIdentifier|The ACME CA can't issue|not allowed|unauthorized:.*policy", "name",
-     "The CA does not allow this name: correct common_name or sans, or allow it there (step-ca: the policy of the "
-     "ACME provisioner)"),
-    ("unsupportedIdentifier", "name", "The CA gives no certificates for such names"),
-    ("externalAccountRequired", "account", "The CA wants an account that was made beforehand (EAB), which this role "
-     "does not do: use a provisioner without it"),
-    ("rateLimited", "busy", "The CA was asked too often"),
-    ("error:(?:dns|connection|tls|incorrectResponse|unauthorized|caa)", "validation", ""),
-    ("badNonce", "nonce", "The CA refused each nonce"),
-    ("serverInternal", "busy", "The CA has trouble of its own"),
-    ("error:(?:malformed|badCSR|badPublicKey|badSignatureAlgorithm|userActionRequired|orderNotReady)", "refused",
-     "The CA refused the request"),
-)  # fmt: skip
+# What a CA says (the error types of RFC 8555), and what it means for a person.
+REFUSALS = {
+    "rejectedIdentifier": ("name", "The CA does not allow this name: correct common_name or sans, or allow it there "
+                           "(step-ca: the policy of the ACME provisioner)"),
+    "unsupportedIdentifier": ("name", "The CA gives no certificates for such names"),
+    "externalAccountRequired": ("account", "The CA wants an account that was made beforehand (EAB), which this role "
+                                "does not do: use a provisioner without it"),
+    "rateLimited": ("busy", "The CA was asked too often"),
+    "serverInternal": ("busy", "The CA has trouble of its own"),
+    "badNonce": ("nonce", "The CA refused each nonce"),
+    **dict.fromkeys(("dns", "connection", "tls", "incorrectResponse", "unauthorized", "caa"), ("validation", "")),
+    **dict.fromkeys(("malformed", "badCSR", "badPublicKey", "badSignatureAlgorithm", "userActionRequired"),
+                    ("refused", "The CA refused the request")),
+}  # fmt: skip
 TEMPORARY_KINDS = {"busy", "nonce", "validation", "timeout"}
 
 
 def refusal(said):
-    """Return (kind, sentence, what the CA said) for the output of uacme at its most talkative."""
-    details = re.findall(r'"detail":\s*"((?:\\.|[^"\\])*)"', said)
-    detail = json.loads(f'"{details[-1]}"') if details else ""
-    for pattern, kind, sentence in REFUSALS:
-        if re.search(pattern, said):
-            return kind, sentence, detail
-    return "", "", detail
+    """Return (kind, sentence, what the CA said) for the output of uacme at its most talkative.
+
+    The last error counts. A nonce that was refused is tried again, so it counts only where there was nothing else.
+    """
+    errors = re.findall(r'"type":\s*"urn:ietf:params:acme:error:(\w+)"(?:,\s*"detail":\s*"((?:\\.|[^"\\])*)")?', said)
+    if not errors:
+        return "", "", ""
+    which, detail = ([error for error in errors if error[0] != "badNonce"] or errors)[-1]
+    detail = json.loads(f'"{detail}"')
+    if which in ("unauthorized", "badCSR") and re.search("not (?:allowed|authorized)|policy", detail):
+        which = "rejectedIdentifier"
+    return (*REFUSALS.get(which, ("", "")), detail)
 
 
 def why_not(said, names, answers, late):

@@ -455,6 +455,11 @@ def problem(kind, detail="no"):
         (problem("connection", "could not connect"), 0, "validation", True,
          'could not validate b.test. It says: "could not connect". It did not come to port 80 here'),
         (problem("connection"), 30, "validation", True, "could not validate b.test within 30 s"),
+        # A directory that speaks of such accounts, and a nonce that was refused on the way, are none of the reasons.
+        ('"externalAccountRequired": false\n' + problem("badNonce") + problem("dns") + problem("badNonce"), 0,
+         "validation", True, "could not validate b.test"),
+        (problem("unauthorized", "The requested identifiers are not allowed by policy"), 0, "name", False, "not allow"),
+        (problem("somethingNew", "x") + "\nuacme: failed\n", 0, "uacme", True, 'no certificate: failed. It says: "x"'),
         (problem("dns"), 0, "validation", True, "does b.test lead to this container where the CA looks it up"),
         (problem("badNonce"), 0, "nonce", True, "refused each nonce"),
         (problem("serverInternal"), 0, "busy", True, "trouble of its own"),
