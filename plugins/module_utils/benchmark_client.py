@@ -315,8 +315,8 @@ _KNOWN = (
     (r"The model .* does not exist|NotFoundError|Not Found",
      "The server doesn't know this model name, or this path: benchmark_model and benchmark_url say them."),
     (r"Error: Bad Request",
-     "The server refuses the requests: they are longer than its max_model_len (benchmark_loads), or it doesn't take how "
-     "they are sampled (benchmark_sampling). Its own log says which."),
+     "The server refuses the requests: they are longer than its max_model_len (benchmark_loads), or it doesn't take "
+     "how they are sampled (benchmark_sampling). Its own log says which."),
     (r"Cannot connect to host|Connect call failed",
      "The server can't be reached where the client looks for it: benchmark_url says where, with http or https."),
     (r"No space left on device", "The container's disk is full."),

@@ -245,7 +245,7 @@ ValueError: Initial test run failed - Please make sure benchmark arguments are c
         ("vllm: error: argument subparser: invalid choice: 'bench' (choose from 'chat', 'serve')", "vLLM 0.9.2"),
         (TRACE.format(why="Cannot connect to host x:8000 [Name or service not known]"), "benchmark_url gives an"),
         (TRACE.format(why="Bad Request"), "they are longer than its max_model_len (benchmark_loads)"),
-        (TRACE.format(why="Cannot connect to host 127.0.0.1:8 ssl:default [Connect call failed]"), "benchmark_url says"),
+        (TRACE.format(why="Cannot connect to host 127.0.0.1:8 [Connect call failed]"), "benchmark_url says where"),
         ("OSError: Repo id must be in the form 'repo_name': '/models/nowhere'.", "benchmark_tokenizer"),
         ("vllm: error: unrecognized arguments: --dataset-name", "knows other arguments"),
         ("ModuleNotFoundError: No module named 'pandas'", "A package that the client needs"),
