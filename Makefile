@@ -101,6 +101,7 @@ $(DEV): requirements-dev.txt
 requirements: $(DEV) ## Pin again what requirements*.in ask for
 	uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header -o requirements.txt requirements.in
 	uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header -o requirements-dev.txt requirements-dev.in
+	uv pip compile -q --universal --python-version 3.12 --no-annotate --no-header -c requirements-dev.txt -o requirements-ee.txt requirements-ee.in
 
 lock: $(DEV) ## Lock a stack again: NAME=… (shipped, or a folder), TORCH_INDEX=… (mirror), FIND_LINKS=… (wheels)
 	@test -n "$(NAME)" || { echo "make lock NAME=<a shipped stack or the folder of one of yours>" >&2; exit 2; }
