@@ -89,29 +89,33 @@ def choose(declared: str, stack: str, version: str, there: dict[str, dict]) -> s
         return declared
     version = version[1:] if version[:1] == "v" else version
     if stack and stack not in there:
-        raise AnsibleLookupError(f"phoenix_stack is {stack!r}, and there is no such stack. {nearest(stack, list(there))}")
+        raise AnsibleLookupError(
+            f"phoenix_stack is {stack!r}, and there is no such stack. {nearest(stack, list(there))}"
+        )
     if stack:
         if version and not is_version(version, there[stack]["version"]):
             raise AnsibleLookupError(
-                f"phoenix_stack is {stack!r}, which has vLLM {there[stack]['version']}, and phoenix_version is {version!r}. "
-                f"Leave one of them empty."
+                f"phoenix_stack is {stack!r}, which has vLLM {there[stack]['version']}, and phoenix_version is "
+                f"{version!r}. Leave one of them empty."
             )
         return stack
     mine = there.get(declared, {"version": "", "gpu": True, "method": None})
     if is_version(version, mine["version"]):
         return declared
-    fitting = [name for name, one in there.items() if is_version(version, one["version"]) and one["gpu"] == mine["gpu"]]
+    alike = {name: one for name, one in there.items() if one["gpu"] == mine["gpu"]}
+    fitting = [name for name, one in alike.items() if is_version(version, one["version"])]
     if not fitting:
-        known = sorted({one["version"].partition("+")[0] for one in there.values() if one["gpu"] == mine["gpu"]} - {""})
+        known = sorted({one["version"].partition("+")[0] for one in alike.values()} - {""})
         kind = "for a GPU" if mine["gpu"] else "without a GPU"
         raise AnsibleLookupError(
-            f"phoenix_version is {version!r}, and no stack {kind} has this version of vLLM. There are {', '.join(known)}."
+            f"phoenix_version is {version!r}, and no stack {kind} has this version of vLLM. There are "
+            f"{', '.join(known)}."
         )
     same = [name for name in fitting if there[name]["method"] == mine["method"]]
     if len(fitting) > 1 and len(same) != 1:
         raise AnsibleLookupError(
-            f"phoenix_version is {version!r}, which several stacks have: {', '.join(sorted(fitting))}. Name one of them "
-            f"as phoenix_stack."
+            f"phoenix_version is {version!r}, which several stacks have: {', '.join(sorted(fitting))}. Name one of "
+            f"them as phoenix_stack."
         )
     return (same if len(fitting) > 1 else fitting)[0]
 

@@ -110,7 +110,9 @@ def _names(kind: Entry) -> list[str]:
     for entry in kind["entries"]:
         name, scope = entry["name"], entry.get(kind["scope"]) if kind["scope"] else None
         if "," in name or "++" in name:
-            said.append(f"The {kind['kind']} {name!r} can't have a comma or ++ in its name: AWX reads them as something else.")
+            said.append(
+                f"The {kind['kind']} {name!r} can't have a comma or ++ in its name: AWX reads them as something else."
+            )
         if (name, scope) in seen:
             said.append(f"The {kind['kind']} {name!r} is declared twice.")
         seen.add((name, scope))
@@ -120,8 +122,8 @@ def _names(kind: Entry) -> list[str]:
 def _strangers(kind: Entry, there: Sequence[Entry], mark: str) -> list[str]:
     pairs = [(entry, find(entry, there, kind["scope"])) for entry in kind["entries"]]
     return [
-        f"AWX has the {kind['kind']} {entry['name']!r}, and configure did not make it (its description doesn't end with "
-        f"{mark}). Give yours another name, or let it be changed with -e awx_config_take_over=true."
+        f"AWX has the {kind['kind']} {entry['name']!r}, and configure did not make it (its description doesn't end "
+        f"with {mark}). Give yours another name, or let it be changed with -e awx_config_take_over=true."
         for entry, found in pairs
         if found is not None and not is_made_by_us(found, mark)
     ]
@@ -140,7 +142,7 @@ def _secrets(entry: Entry, types: Sequence[Entry], secrets: Mapping[str, str], i
         if not secrets.get(name) and not is_there:
             said.append(
                 f"The credential {entry['name']!r} is new and its {field} is not known: neither a variable nor an "
-                f"environment variable has the name that secrets.{field} gives, or it is empty. Export it, or hand over "
-                f"a vault file with -e @FILE."
+                f"environment variable has the name that secrets.{field} gives, or it is empty. Export it, or hand "
+                f"over a vault file with -e @FILE."
             )
     return said

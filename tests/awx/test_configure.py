@@ -22,7 +22,8 @@ FILE = ROOT / "awx/controller.yml"
 PLAYBOOKS = ["site.yml", *(f"playbooks/{name}.yml" for name in
              ("verify", "benchmark", "rollback", "gpu_check", "models", "certificates"))]  # fmt: skip
 SECRETS = {
-    "PHOENIX_NODE_SSH_KEY": "-----BEGIN KEY-----", "PHOENIX_HF_TOKEN": "hf_s3cret", "PHOENIX_PROXMOX_TOKEN_SECRET": "pv3",
+    "PHOENIX_NODE_SSH_KEY": "-----BEGIN KEY-----", "PHOENIX_HF_TOKEN": "hf_s3cret",
+    "PHOENIX_PROXMOX_TOKEN_SECRET": "pv3s3cret",
 }  # fmt: skip
 
 
@@ -66,7 +67,8 @@ def site(tmp_path) -> Iterator[Site]:
 
 
 ORGANIZATION = {"name": "Ours"}
-TYPE = {"name": "T v1", "inputs": {"fields": [{"id": "a", "label": "A", "type": "string", "secret": True}]}, "injectors": {}}
+FIELD = {"id": "a", "label": "A", "type": "string", "secret": True}
+TYPE = {"name": "T v1", "inputs": {"fields": [FIELD]}, "injectors": {}}
 PROJECT = {"name": "P", "organization": "Ours", "scm_url": "https://git.example.com/p.git"}
 
 
@@ -186,7 +188,7 @@ def test_secrets_come_from_elsewhere(site: Site) -> None:
     ("lists", "address", "sentence"),
     [
         ({"controller_organizations": [{"nam": "x"}]}, True, "nam. Supported parameters include"),
-        ({"controller_organizations": [ORGANIZATION, ORGANIZATION]}, True, "The organization 'Ours' is declared twice."),
+        ({"controller_organizations": [ORGANIZATION, ORGANIZATION]}, True, "'Ours' is declared twice."),
         ({"controller_organizations": [{"name": "a,b"}]}, True, "can't have a comma"),
         ({"controller_organizations": [ORGANIZATION]}, False, "Nothing says where AWX is."),
         ({}, True, "Nothing is declared. Name your copy of awx/controller.yml with -e @FILE."),

@@ -1,7 +1,7 @@
 # Copyright (c) 2026 The Phoenix Hypervisor team
 # GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is declared for AWX fits the modules of awx.awx, the playbooks and the stacks; what AWX stores of an inventory."""
+"""What is declared for AWX fits awx.awx, the playbooks and the stacks; what AWX stores of an inventory."""
 
 from __future__ import annotations
 
@@ -47,9 +47,13 @@ def options_of(module: str) -> dict[str, Any]:
     return get_docstring(path, fragment_loader)[0]["options"]
 
 
-@pytest.mark.parametrize(("file", "module", "arguments"), calls(), ids=lambda value: value if isinstance(value, str) else "")
+def _id(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+@pytest.mark.parametrize(("file", "module", "arguments"), calls(), ids=_id)
 def test_every_call_fits_the_module(file: str, module: str, arguments: dict[str, Any]) -> None:
-    """Each argument is an option by its own name, required ones are there, plain values are of their type and choices."""
+    """Each argument is an option by its own name, required ones are there, plain values are of their type."""
     assert isinstance(arguments, dict), f"{file}: {module} gets its arguments one by one"
     options = options_of(module)
     assert set(arguments) <= set(options), f"{file}: {module}"

@@ -18,7 +18,8 @@ CTIDS = (593, 592, 591, 590)
 SOURCE = "inventories/production/lxc_configs.yml"
 NODES = {"pve": {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}}
 COMMON = {
-    "template": OSTEMPLATE, "storage_pool": "local-btrfs", "storage_size_gb": 2, "memory_mb": 128, "swap_mb": 0, "cores": 1,
+    "template": OSTEMPLATE, "storage_pool": "local-btrfs", "storage_size_gb": 2, "memory_mb": 128, "swap_mb": 0,
+    "cores": 1,
 }  # fmt: skip
 # What the survey of "Phoenix provision" sends when nothing is filled in.
 BLANK = {"phoenix_target": "", "vllm_stack_method": "", "phoenix_stack": "", "phoenix_version": ""}

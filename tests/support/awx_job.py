@@ -4,8 +4,8 @@
 """What AWX 24.6 does with a repository like this one, without an AWX.
 
 A project is a copy of the checkout without C(.git). An inventory source is C(ansible-inventory --list --export) in it;
-what that prints is kept, sorted by names, and a job gets it as a script that prints it: the inventory plugin doesn't run
-again. A job goes through ansible-runner's transmit, worker and process, with the credentials' variables and files, the
+what that prints is kept, sorted by names, and a job gets it as a script that prints it: no plugin runs again.
+A job goes through ansible-runner's transmit, worker and process, with the credentials' variables and files, the
 limit on the command line, and the survey's answers last.
 """
 
@@ -146,9 +146,9 @@ class Awx:
         (sent / "env/extravars").write_text(json.dumps({**variables, **(answers or {})}))
         settings = {
             **JOB,
-            "ANSIBLE_COLLECTIONS_PATH": f"{worked}/requirements_collections:.ansible/collections:~/.ansible/collections:"
-            "/usr/share/ansible/collections",
-            "ANSIBLE_ROLES_PATH": f"{worked}/requirements_roles:~/.ansible/roles:/usr/share/ansible/roles:/etc/ansible/roles",
+            "ANSIBLE_COLLECTIONS_PATH": f"{worked}/requirements_collections:.ansible/collections:"
+            "~/.ansible/collections:/usr/share/ansible/collections",
+            "ANSIBLE_ROLES_PATH": f"{worked}/requirements_roles:~/.ansible/roles:/usr/share/ansible/roles",
         }
         (sent / "env/envvars").write_text(json.dumps(settings))
         words = ["-u", "root", *(["-l", limit] if limit else []), *(["-t", tags] if tags else [])]
@@ -174,8 +174,9 @@ class Awx:
         processed.mkdir()
         with back.open("rb") as file:
             done = subprocess.run(
-                [runner, "process", str(processed)], stdin=file, env=environment, capture_output=True, text=True, check=False
-            )
+                [runner, "process", str(processed)], stdin=file, env=environment, capture_output=True, text=True,
+                check=False,
+            )  # fmt: skip
         artifacts = processed / "artifacts"
         events = [json.loads(path.read_text()) for path in (artifacts / "job_events").glob("*.json")]
         events.sort(key=lambda event: event["counter"])
@@ -187,7 +188,7 @@ class Awx:
 
 @functools.cache
 def environment_of(core: str) -> Path:
-    """Return the virtual environment of an ansible-core, C(2.19) being the project's own; skips where none can be made."""
+    """Return the environment of an ansible-core; that of 2.19 is the project's. Skips where none can be made."""
     if core == "2.19":
         return Path(sys.prefix)
     made = subprocess.run([ROOT / "tools/ansible_environment", core], capture_output=True, text=True, check=False)

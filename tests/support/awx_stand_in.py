@@ -25,9 +25,11 @@ SECRET = "$encrypted$"
 NOTIFIED = ("notification_templates_started", "notification_templates_success", "notification_templates_error")
 PROMPTS = tuple(
     f"ask_{what}_on_launch"
-    for what in "diff_mode variables limit tags skip_tags job_type verbosity inventory credential execution_environment "
-    "forks instance_groups job_slice_count labels timeout scm_branch".split()
-)
+    for what in (
+        "diff_mode", "variables", "limit", "tags", "skip_tags", "job_type", "verbosity", "inventory", "credential",
+        "execution_environment", "forks", "instance_groups", "job_slice_count", "labels", "timeout", "scm_branch",
+    )
+)  # fmt: skip
 # What each kind of object has: its defaults, and of which kind what it refers to is.
 FIELDS: dict[str, dict[str, Any]] = {
     "organizations": {"max_hosts": 0, "default_environment": None},
@@ -44,8 +46,9 @@ FIELDS: dict[str, dict[str, Any]] = {
     },
     "inventories": {"organization": None, "kind": "", "host_filter": None, "variables": ""},
     "inventory_sources": {
-        "inventory": None, "source": "", "source_path": "", "source_vars": "", "source_project": None, "credential": None,
-        "execution_environment": None, "overwrite": False, "overwrite_vars": False, "update_on_launch": False,
+        "inventory": None, "source": "", "source_path": "", "source_vars": "", "source_project": None,
+        "credential": None, "execution_environment": None, "overwrite": False, "overwrite_vars": False,
+        "update_on_launch": False,
         "update_cache_timeout": 0, "verbosity": 1, "timeout": 0, "limit": "", "scm_branch": "",
     },
     "job_templates": {
@@ -90,7 +93,9 @@ REQUIRED = {
     "workflow_job_template_nodes": ["workflow_job_template", "identifier"],
     "schedules": ["unified_job_template", "rrule"],
 }
+WORK = ("jobs", "project_updates", "inventory_updates")
 WITHIN = {"schedules": "unified_job_template", "inventory_sources": "inventory"}
+QUESTIONS = ("text", "textarea", "password", "multiplechoice", "multiselect", "integer", "float")
 BUILT_IN = {
     "Machine": ["password", "ssh_key_data", "ssh_key_unlock", "become_password"],
     "Source Control": ["password", "ssh_key_data"],
@@ -144,7 +149,7 @@ class Awx:
 
     def everything(self) -> dict[str, list[str]]:
         """Return the names of all objects that were configured."""
-        return {kind: self.names(kind) for kind in FIELDS if kind not in ("jobs", "project_updates", "inventory_updates")}
+        return {kind: self.names(kind) for kind in FIELDS if kind not in WORK}
 
     # --- objects ---------------------------------------------------------------------------------------------------
 
@@ -200,7 +205,7 @@ class Awx:
         old = self.objects[kind][number]
         new = {**old, **self.checked(kind, given, False)}
         if kind == "credential_types" and new["inputs"] != old["inputs"] and self.users_of(number):
-            raise Refused(403, {"detail": "Modifications to inputs are not allowed for credential types that are in use"})
+            raise Refused(403, {"detail": "Modifications to inputs are not allowed for types that are in use"})
         self.validate(kind, new)
         self.objects[kind][number] = new
         if kind == "credentials":
@@ -240,7 +245,7 @@ class Awx:
                 if name.startswith("ANSIBLE_"):
                     raise Refused(400, {"injectors": [f"Environment variable {name} is not allowed"]})
             for field in new["inputs"].get("fields", []):
-                if set(field) - {"id", "label", "type", "secret", "help_text", "multiline", "default", "choices", "format"}:
+                if set(field) - {"id", "label", "type", "secret", "help_text", "multiline", "default", "choices"}:
                     raise Refused(400, {"inputs": [f"additional properties are not allowed: {field}"]})
         if kind == "schedules" and not re.fullmatch(
             r"DTSTART(:\d{8}T\d{6}Z|;TZID=[\w/+-]+:\d{8}T\d{6}) RRULE:FREQ=[A-Z]+;.*INTERVAL=\d+.*", new["rrule"]
@@ -248,7 +253,7 @@ class Awx:
             raise Refused(400, {"rrule": ["Valid DTSTART and INTERVAL required in rrule."]})
         field = "identifier" if kind == "workflow_job_template_nodes" else "name"
         scope = {"workflow_job_template_nodes": "workflow_job_template"}.get(kind) or WITHIN.get(kind, "organization")
-        if kind in ("jobs", "project_updates", "inventory_updates"):
+        if kind in WORK:
             return
         if not new.get(field):
             raise Refused(400, {field: ["This field may not be blank."]})
@@ -270,8 +275,12 @@ class Awx:
 
     def forget(self, kind: str, number: int) -> None:
         del self.objects[kind][number]
-        self.links = {key: [one for one in value if one != number] for key, value in self.links.items() if key[0] != number}
-        parents = {"organizations": "organization", "inventories": "inventory", "workflow_job_templates": "workflow_job_template"}
+        kept = {key: value for key, value in self.links.items() if key[0] != number}
+        self.links = {key: [one for one in value if one != number] for key, value in kept.items()}
+        parents = {
+            "organizations": "organization", "inventories": "inventory",
+            "workflow_job_templates": "workflow_job_template",
+        }  # fmt: skip
         for other, fields in FIELDS.items():
             for one in list(self.objects[other].values()):
                 if kind in parents and parents[kind] in fields and one.get(parents[kind]) == number:
@@ -292,7 +301,8 @@ class Awx:
         for field, target in REFERENCES.items():
             if one.get(field) is not None:
                 kinds = TEMPLATES if target == "unified_job_templates" else (target,)
-                found = next((self.objects[name][one[field]] for name in kinds if one[field] in self.objects[name]), None)
+                places = [self.objects[name] for name in kinds if one[field] in self.objects[name]]
+                found = places[0][one[field]] if places else None
                 if found:
                     summary[field] = {"id": found["id"], "name": found["name"]}
         if kind == "projects" and one.get("current_update"):
@@ -440,7 +450,7 @@ class Awx:
             if item["variable"] in seen:
                 raise Refused(400, {"error": f"variable {item['variable']} is there twice"})
             seen.add(item["variable"])
-            if item["type"] not in ("text", "textarea", "password", "multiplechoice", "multiselect", "integer", "float"):
+            if item["type"] not in QUESTIONS:
                 raise Refused(400, {"error": f"{item['type']} is no type of a question"})
             for key in ("min", "max"):
                 if item.get(key) is not None and not isinstance(item[key], int):

@@ -61,7 +61,7 @@ def test_nonsense_is_answered_with_a_sentence(declared, stack, version, sentence
 
 
 def test_every_choice_of_the_survey_works():
-    """Each stack that is shipped can be asked for in place of each, and each version of one that has its kind of node."""
+    """Each stack that is shipped can be asked for in place of each, with its version and without."""
     shipped = described([SHIPPED])
     assert shipped["vllm-0.32.0-cu130"] == {"version": "0.32.0", "gpu": True, "method": "wheel"}
     for declared, name in itertools.product(shipped, shipped):
