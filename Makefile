@@ -97,12 +97,12 @@ test-properties: $(DEV) ## The property tests with 10,000 generated cases each
 	@PHOENIX_FULL=1 tools/step "20,000 broken inventories" python -m pytest tests/unit/plugins/inventory/test_bad_input.py
 
 .PHONY: bench
-bench: $(DEV) ## Measure; NAME=… runs one group (first_run, second_run, task, containers, connection, inventory, stack, server)
+bench: $(DEV) ## Measure; NAME=… runs one group (first_run, second_run, task, containers, connection, inventory, stack, server, renewal)
 	@python tests/bench/bench.py $(if $(NAME),--name $(NAME))
 
 # --- the project itself -------------------------------------------------------------------------------------------
 
-.PHONY: environment requirements lock schema build clean
+.PHONY: environment requirements lock schema pages docs build clean
 environment: $(DEV) ## The pinned Python environment, tests included
 
 $(VENV): requirements.txt
@@ -126,6 +126,12 @@ lock: $(DEV) ## Lock a stack again: NAME=… (shipped, or a folder), TORCH_INDEX
 schema: $(DEV) ## Write schemas/ again from the table of keys, the roles' READMEs from their argument specs
 	tools/schema
 	tools/role_readmes
+
+pages: $(DEV) ## Write the pages again that are made from the code (docs/support.md, docs/json.md)
+	tools/pages
+
+docs: $(DEV) ## The documentation as a site, in build/docs/html
+	tools/docs
 
 build: $(VENV) ## The collection archive, in build/
 	ansible-galaxy collection build --force --output-path build

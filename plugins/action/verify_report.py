@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 import datetime
-import json
-import os
 from typing import Any
 
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.phoenix.hypervisor.plugins.module_utils import verification
+from ansible_collections.phoenix.hypervisor.plugins.plugin_utils import report_files
 
 display = Display()
 
@@ -43,7 +42,7 @@ class ActionModule(ActionBase):
         files = []
         if options["folder"] and not check_mode:
             try:
-                files = write(options["folder"], report, text)
+                files = report_files.write(options["folder"], "verify", report, text)
                 display.display(f"The report is in {' and '.join(files)}.")
             except OSError as error:
                 display.warning(
@@ -53,34 +52,11 @@ class ActionModule(ActionBase):
         return {**result, "changed": False, "report": report, "files": files}
 
 
-def write(folder: str, report: dict[str, Any], text: str) -> list[str]:
-    """Write the report as JSON and as text, each in one step. Return the paths."""
-    os.makedirs(folder, exist_ok=True)
-    written = []
-    contents = (("verify.json", json.dumps(report, indent=2, ensure_ascii=False)), ("verify.txt", text))
-    for name, content in contents:
-        path = os.path.join(folder, name)
-        with open(f"{path}.new", "w", encoding="utf-8") as file:
-            file.write(content + "\n")
-        os.replace(f"{path}.new", path)
-        written.append(path)
-    return written
-
-
 def _container(host: str, variables: Any) -> dict[str, Any]:
     """What is known of a host: its result, or why there is none."""
     result = variables.get("verify_result")
     if result:
-        return _plain(result)
+        return report_files.plain(result)
     if variables.get("container_template"):
         return verification.unverified(host, "it is a template, and nothing runs in one", verification.SKIPPED)
     return verification.unverified(host, "it was not verified; see above why")
-
-
-def _plain(value: Any) -> Any:
-    """Plain lists, dictionaries and text: ansible-core has types of its own for what comes from variables."""
-    if isinstance(value, dict):
-        return {str(key): _plain(member) for key, member in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(member) for member in value]
-    return str(value) if isinstance(value, str) else value

@@ -6,6 +6,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from ansible_collections.phoenix.hypervisor.plugins.filter.replicas import served_by
+
 
 def _groups_of(hosts: Sequence[str], groups: Mapping[str, Sequence[str]], kind: str) -> dict[str, str]:
     """The number in the name of the group C(<kind>_N) that each host is in."""
@@ -22,7 +24,8 @@ def wave_sizes(hosts: Sequence[str], groups: Mapping[str, Sequence[str]]) -> lis
     """How many hosts after each other can be converged at the same time.
 
     Hosts whose clone source doesn't come before them in the play come one by one: the run makes a source that is
-    missing for the first that needs it, and two must not make it at once.
+    missing for the first that needs it, and two must not make it at once. Nor are two that serve the same model in one
+    batch: while one is changed, the other one answers.
 
     :param hosts: the hosts of the play, in its order
     :param groups: the magic variable of this name
@@ -32,14 +35,18 @@ def wave_sizes(hosts: Sequence[str], groups: Mapping[str, Sequence[str]]) -> lis
     sizes: list[int] = []
     previous = None
     before: set[str] = set()
+    names, served = served_by(groups), set()
     for host in hosts:
+        own = names.get(host, set())
         is_alone = host not in waves or (host in sources and f"ctid_{sources[host]}" not in before)
         before.add(host)
         wave = None if is_alone else waves[host]
-        if wave is not None and wave == previous:
+        if wave is not None and wave == previous and not own & served:
             sizes[-1] += 1
+            served |= own
         else:
             sizes.append(1)
+            served = own
         previous = wave
     # Should there be more hosts than were counted, Ansible goes on in batches of the last size.
     return [*sizes, 1]

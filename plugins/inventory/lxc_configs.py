@@ -18,7 +18,8 @@ description:
   - Hosts are in the order of their waves (what they are cloned from and depend on comes first), then of their CTIDs.
   - Groups are C(phoenix_containers), C(phoenix_nodes), C(templates), C(node_NAME), C(feature_NAME), C(pool_STORAGE),
     C(clones_of_CTID) (what is cloned from it directly), C(lineage_CTID) (a container and all that it is cloned from,
-    in this order) and C(wave_N) (what can be converged at the same time).
+    in this order), C(wave_N) (what can be converged at the same time) and C(serves_MODEL) (model servers that answer
+    under this name).
   - Text from the JSON files is never templated.
 options:
   plugin:
@@ -148,7 +149,7 @@ from ansible.playbook.play_context import PlayContext
 from ansible.plugins.inventory import BaseInventoryPlugin, Cacheable, Constructable
 from ansible.plugins.loader import connection_loader
 from ansible.utils.unsafe_proxy import wrap_var
-from ansible_collections.phoenix.hypervisor.plugins.module_utils import live, lxc_config
+from ansible_collections.phoenix.hypervisor.plugins.module_utils import engine_args, live, lxc_config
 
 try:
     from ansible.template import trust_as_template as _trust
@@ -536,6 +537,8 @@ def _groups(entry: Mapping[str, Any], node: str, wave: int) -> list[str]:
     groups = [f"node_{node}", f"wave_{wave}"]
     groups += [f"feature_{feature}" for feature in entry.get("features", [])]
     groups += [f"{group}_{entry[key]}" for key, group in _GROUP_BY_KEY.items() if key in entry]
+    if entry.get("application_script") and not entry.get("is_template"):
+        groups += [f"serves_{name}" for name in engine_args.served_names(entry["_engine_config"])]
     return [*groups, "templates"] if entry.get("is_template") else groups
 
 

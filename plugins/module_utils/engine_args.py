@@ -78,6 +78,16 @@ def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
     return arguments
 
 
+def served_names(config: Mapping[str, Any]) -> list[str]:
+    """Return the names under which a server with this engine config answers; none where it can't be read."""
+    try:
+        arguments = flatten(config)
+    except EngineConfigError:
+        return []
+    named = arguments.get("served-model-name") or arguments.get("model") or []
+    return [str(name) for name in (named if isinstance(named, (list, tuple)) else [named])]
+
+
 def problems(
     config: Mapping[str, Any], table: Mapping[str, Any] | None = None, elsewhere: Mapping[str, Mapping] | None = None
 ) -> list[str]:

@@ -89,10 +89,13 @@ def read(output: str) -> Seen:
     return Seen(containers, {vmid: found for vmid, found in addresses.items() if vmid in containers}, devices)
 
 
-def compared(variables: Mapping[str, Any], seen: Seen) -> dict[str, Any]:
+def compared(
+    variables: Mapping[str, Any], seen: Seen, facts: container_plan.Facts | None = None
+) -> dict[str, Any]:
     """The variables that tell how a container is.
 
     :param variables: its role variables
+    :param facts: what is known of the node; what C(seen) tells, where that is all
     """
     vmid = variables["container_vmid"]
     actual = seen.containers.get(vmid, Container())
@@ -104,13 +107,13 @@ def compared(variables: Mapping[str, Any], seen: Seen) -> dict[str, Any]:
         "phoenix_state": "template" if actual.is_template else "running" if actual.running else "stopped",
         "phoenix_addresses": seen.addresses.get(vmid, []),
     }
-    facts = container_plan.Facts(nvidia_devices=seen.devices)
-    declared = _declared(variables)
+    facts = facts or container_plan.Facts(nvidia_devices=seen.devices)
+    wanted = declared(variables)
     try:
-        keys = _differing(declared, actual, facts)
+        keys = _differing(wanted, actual, facts)
     except container_plan.PlanError as error:
         result["phoenix_problem"] = str(error)
-        keys = _differing_beside_a_problem(declared, actual, facts)
+        keys = _differing_beside_a_problem(wanted, actual, facts)
     if variables.get("container_template") and not actual.is_template:
         keys.append("template")
     if variables.get("container_snapshot") and variables["container_snapshot"] not in actual.conf.complete_snapshots:
@@ -157,7 +160,8 @@ def _differing_beside_a_problem(
     return sorted(_PARTS.values())
 
 
-def _declared(variables: Mapping[str, Any]) -> container_plan.Declared:
+def declared(variables: Mapping[str, Any]) -> container_plan.Declared:
+    """What a container's role variables declare, for one that exists and is not to be restarted."""
     return container_plan.Declared(
         vmid=variables["container_vmid"],
         disk_gb=variables.get("container_disk_gb"),

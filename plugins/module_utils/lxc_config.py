@@ -12,11 +12,11 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from ansible_collections.phoenix.hypervisor.plugins.module_utils import json_lines, vllm_flat
+from ansible_collections.phoenix.hypervisor.plugins.module_utils import certificate, json_lines, vllm_flat
 from ansible_collections.phoenix.hypervisor.plugins.module_utils.lxc_entry import (
     MISSING,
     TOP_KEYS,
@@ -46,9 +46,15 @@ ROLE_VARIABLES = (
     "container_firewall",
     "container_template",
     "container_snapshot",
+    "nvidia_driver_version",
+    "nvidia_repo_url",
+    "nvidia_runfile_url",
     "vllm_stack_name",
     "vllm_stack_overrides",
     "vllm_model_server_engine_config",
+    "certificate_ca_url",
+    "certificate_ca_fingerprint",
+    "certificate_services",
     "verify_health_check",
     "verify_tests",
 )
@@ -343,6 +349,7 @@ class Model:
         self.problems += _check_references(self.entries, containers, nodes, file)
         self.problems += _check_bind_mounts(self.entries, file)
         self.problems += _check_twice(self.entries, file)
+        self.problems += _check_certificates(self.entries, file)
         self.notes += _unknown_keys(self.config, unknown, file)
         self.notes += _check_dependencies(self.entries, containers, file)
         self.notes += _check_bridges(self.entries, default_node, file)
@@ -406,6 +413,10 @@ class Model:
             result["container_template"] = declared["is_template"]
         if "template_snapshot_name" in declared:
             result["container_snapshot"] = declared["template_snapshot_name"]
+        for key in ("nvidia_driver_version", "nvidia_repo_url", "nvidia_runfile_url"):
+            value = self.config.get(key)
+            if isinstance(value, (str, int, float)) and value:
+                result[key] = str(value)
         stack = self._stack(ctid)
         if stack:
             result["vllm_stack_name"] = stack
@@ -414,6 +425,16 @@ class Model:
             result["vllm_stack_overrides"] = overrides
         if declared["_engine_config"]:
             result["vllm_model_server_engine_config"] = declared["_engine_config"]
+        for key, variable in (
+            ("bootstrap_ca_url", "certificate_ca_url"),
+            ("bootstrap_ca_fingerprint", "certificate_ca_fingerprint"),
+        ):
+            if key in declared:
+                result[variable] = declared[key]
+        if declared.get("certificates"):
+            result["certificate_services"] = [
+                _service_of(certified, ctid) for certified in declared["certificates"]
+            ]
         if "command" in declared.get("health_check", {}):
             result["verify_health_check"] = declared["health_check"]
         if declared.get("tests"):
@@ -464,6 +485,37 @@ def _unknown_keys(
         others = [other for other in dict.fromkeys(other for other, _path in places) if other != ctid]
         also = f" (CTID {some(others, 2)} {'has' if len(others) == 1 else 'have'} it too)" if others else ""
         yield problem(file, path, fault + also, "it is kept in phoenix_definition", ctid=ctid)
+
+
+def _service_of(certified: Mapping[str, Any], ctid: str) -> dict[str, Any]:
+    """A certificate as the role has it: what says that it is for this container is left out."""
+    service = {key: value for key, value in certified.items() if key != "guest_id"}
+    if "post_renewal_command" in service:
+        service["post_renewal_command"] = certificate.without_pct_exec(service["post_renewal_command"], ctid)
+    return service
+
+
+def _check_certificates(entries: dict[str, dict[str, Any]], file: str) -> Iterator[Problem]:
+    for ctid, entry in entries.items():
+        services, whole = [], True
+        for place, certified in enumerate(entry.get("certificates", [])):
+            path, whose = ("certificates", place), certified.get("guest_id", int(ctid))
+            if whose != int(ctid):
+                fault = f"it is for CTID {whose}"
+                yield problem(file, (*path, "guest_id"), fault, "move it to that entry", ctid=ctid)
+                whole = False
+            try:
+                services.append(_service_of(certified, ctid))
+            except certificate.CertificateError as error:
+                fault, _semicolon, remedy = str(error).partition("; ")
+                yield problem(file, (*path, "post_renewal_command"), fault, remedy, ctid=ctid)
+                whole = False
+        if services and whole:
+            try:
+                certificate.entries(services, False, {"name": "name"})
+            except certificate.CertificateError as error:
+                fault, _colon, remedy = str(error).rstrip(".").partition(": ")
+                yield problem(file, ("certificates",), fault, remedy or "correct it", ctid=ctid)
 
 
 def _check_dependencies(

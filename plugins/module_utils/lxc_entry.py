@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any, Callable, NamedTuple
 
-from ansible_collections.phoenix.hypervisor.plugins.module_utils import firewall, gpu, idmap, vllm_flat
+from ansible_collections.phoenix.hypervisor.plugins.module_utils import certificate, firewall, gpu, idmap, vllm_flat
 from ansible_collections.phoenix.hypervisor.plugins.module_utils.vllm_flat import Path, show_path
 
 _FEATURES = ("nesting", "keyctl", "fuse", "mknod", "force_rw_sys", "mount")
@@ -542,6 +542,108 @@ _NETWORK: dict[str, Key] = {
     "hwaddr": Key(_mac, "MAC address; the one that Proxmox made is kept when it is silent."),
 }
 
+_fingerprint_text = _text(
+    r"[0-9A-Fa-f]{2}(?::?[0-9A-Fa-f]{2}){31}",
+    "the SHA-256 fingerprint of a certificate",
+    "what `step certificate fingerprint root_ca.crt` prints on the CA",
+)
+_fingerprint_list = _list(_fingerprint_text)
+
+
+@_accepts(schema_of(_fingerprint_text), schema_of(_fingerprint_list))
+def _fingerprints(value: Any, path: Path, findings: Findings) -> list[str] | None:
+    found = _fingerprint_list(value if isinstance(value, list) else [value], path, findings)
+    return None if found is None else certificate.fingerprints(found)
+
+
+# What a certificate can be for: a name in DNS, with a * at its beginning at most, or an address.
+_certificate_name = _text(
+    r"(?:\*\.)?[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?|[0-9A-Fa-f]*:[0-9A-Fa-f:.]*",
+    "a name that a certificate can have",
+    "a name such as llm.example.internal, or an address",
+)
+_certificate_name_list = _list(_certificate_name)
+
+
+@_accepts({"type": "string"}, schema_of(_certificate_name_list))
+def _certificate_names(value: Any, path: Path, findings: Findings) -> list[str] | None:
+    """A list, or text with commas or blanks between the names."""
+    members = re.split(r"[\s,;]+", value.strip()) if isinstance(value, str) else value
+    if isinstance(members, list):
+        # Files of the old system have [""] for none.
+        members = [member for member in members if member not in ("", None)]
+    return _certificate_name_list(members, path, findings)
+
+
+@_accepts({"type": "string"}, {"type": "array", "items": {"type": ["string", "number"]}})
+def _command(value: Any, path: Path, findings: Findings) -> list[str] | None:
+    """The words of a command. Text is split into words as a shell does it; nothing else of a shell is in it."""
+    plain = isinstance(value, str) or (
+        isinstance(value, list)
+        and all(isinstance(word, (str, int, float)) and not isinstance(word, bool) for word in value)
+    )
+    if not plain or "\x00" in str(value):
+        return findings.wrong(path, value, "is no command", "write it as text, or as the list of its words")
+    try:
+        return certificate.command_words(value)
+    except certificate.CertificateError as error:
+        fault, _semicolon, remedy = str(error).partition("; ")
+        return findings.wrong(path, value, fault, remedy)
+
+
+_file_mode = _text(r"0?[0-7]{3}", "the mode of a file", '"0640" or the like')
+_certificate_object = _object(
+    {
+        "name": Key(_text(r"[A-Za-z0-9_][A-Za-z0-9_-]*", "a name of letters, digits, _ and -"),
+                    "A name for it; vllm_model_server is the model server's."),
+        "common_name": Key(_certificate_name, "Its first name."),
+        "sans": Key(_certificate_names, "Its further names and addresses."),
+        "guest_id": Key(_ctid, "The container that it is for: this one."),
+        "guest_type": Key(_one_of("lxc", "vm"), "lxc."),
+        "cert_path": Key(_absolute, "Where its chain is put, in the container."),
+        "key_path": Key(_absolute, "Where its key is put, in the container."),
+        "owner": Key(_text(r"[A-Za-z0-9_.][A-Za-z0-9_.-]*(?::[A-Za-z0-9_.-]+)?", "a user", '"root" or "root:ssl-cert"'),
+                     "Owner of both files; with a colon, their group too."),
+        "group": Key(_text(r"[A-Za-z0-9_.][A-Za-z0-9_.-]*", "a group"), "Group of both files."),
+        "mode": Key(_file_mode, "Mode of the key; 0600 when it is silent."),
+        "permissions": Key(_file_mode, "The same as mode."),
+        "post_renewal_command": Key(_command, "What is run in the container after each renewal, without a shell."),
+        "source_certificate": Key(_text(), "With certificate_source: files, the chain that is copied."),
+        "source_key": Key(_text(), "With certificate_source: files, its key."),
+    }
+)  # fmt: skip
+
+
+@_accepts(schema_of(_certificate_object))
+def _certificate(value: Any, path: Path, findings: Findings) -> dict[str, Any] | None:
+    """A certificate in the words of these files; becomes one in the words of the role certificate."""
+    before = len(findings.problems)
+    said = _certificate_object(value, path, findings)
+    if said is None:
+        return None
+    if said.get("guest_type") == "vm":
+        findings.wrong((*path, "guest_type"), "vm", "is no container", "leave it out here")
+    for key in ("mode", "permissions"):
+        if key in said:
+            said[key] = f"{int(said[key], 8):04o}"
+    if said.setdefault("mode", said.get("permissions", "0600")) != said.get("permissions", said["mode"]):
+        findings.wrong((*path, "permissions"), said["permissions"], "differs from mode", "keep one of the two")
+    if not (said.get("common_name") or said.get("sans") or said.get("name") == certificate.MODEL_SERVER):
+        findings.wrong((*path, "common_name"), MISSING, "it is missing", "add it")
+    owner, _colon, group = said.get("owner", "root").partition(":")
+    if group and said.setdefault("group", group) != group:
+        findings.wrong((*path, "group"), said["group"], "differs from owner", "keep one of the two")
+    if int(said["mode"], 8) & 0o004:
+        findings.note((*path, "mode"), said["mode"], "lets everybody read the key", 'write one such as "0640"')
+    if len(findings.problems) > before:
+        return None
+    names = {"cert_path": "cert_file", "key_path": "key_file", "name": "name", "common_name": "common_name",
+             "sans": "sans", "group": "group", "mode": "mode", "post_renewal_command": "post_renewal_command",
+             "source_certificate": "source_certificate", "source_key": "source_key",
+             "guest_id": "guest_id"}  # fmt: skip
+    return {**{new: said[old] for old, new in names.items() if old in said}, "owner": owner}
+
+
 # Every key that an entry may have, with what reads it.
 KEYS: dict[str, Key] = {
     "name": Key(_name, "Host name."),
@@ -691,6 +793,10 @@ KEYS: dict[str, Key] = {
         _text(r"https?://[^\s\x00-\x1f]+", "an address of a CA", '"https://10.0.0.10:9000" or the like'),
         "Address of the CA that its certificate comes from.",
     ),
+    "bootstrap_ca_fingerprint": Key(
+        _fingerprints, "SHA-256 fingerprint of that CA's root; a list of two while the root changes."
+    ),
+    "certificates": Key(_list(_certificate), "Certificates of its other services, which it renews by itself."),
     "trigger_sync_on_completion": Key(_flag, "Whether Portainer is brought up to date afterwards."),
     "enable_lifecycle_snapshots": Key(_flag, "Whether snapshots are taken before and after."),
 }

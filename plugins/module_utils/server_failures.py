@@ -41,14 +41,14 @@ FAILURES = (
         "driver mismatch",
         r"driver/library version mismatch",
         "The container's NVIDIA libraries are of another release than the node's kernel driver, as after an upgrade of "
-        "the node. Bring both to the same release (nvidia_driver_version), restart the node if its own `nvidia-smi` "
-        "fails too, and run again.",
+        "the node. Restart the node if its own `nvidia-smi` fails too; then run site.yml, whose feature nvidia brings "
+        "the container to the node's release.",
     ),
     _failure(
         "driver too old",
         r"nvidia driver on your system is too old|driver version is insufficient for cuda runtime",
         "The node's NVIDIA driver is older than the stack's CUDA needs (12.8: 570, 13: 580). Upgrade the driver on the "
-        "node and in the container, or take a stack with an older CUDA.",
+        "node and run site.yml (the feature nvidia brings the container along), or take a stack with an older CUDA.",
     ),
     _failure(
         "no kernel image",
@@ -88,6 +88,14 @@ FAILURES = (
         "memory",
         r"defaultcpuallocator: can't allocate memory|std::bad_alloc|cannot allocate memory|^memoryerror",
         "The container's memory is not enough to load the model: give it more (memory_mb).",
+    ),
+    _failure(
+        "certificate",
+        r"the model server's (?:certificate|key) \S+ (?:can't|has no|is that)"
+        r"|the model server's certificate could not be copied",
+        "The server's certificate can't be used. See whether the role certificate has issued it, or what it says of it "
+        "(certificate_source); a certificate of your own is one PEM file with its chain, and one with its key, without "
+        "a password.",
     ),
     _failure(
         "port taken",

@@ -24,6 +24,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from ansible_collections.phoenix.hypervisor.plugins.module_utils.server_guard import own_file
 from ansible_collections.phoenix.hypervisor.plugins.module_utils.server_switch import Room, model_in
 
 DIGEST_VARIABLE = "PHOENIX_DIGEST"
@@ -31,6 +32,8 @@ DIGEST_VARIABLE = "PHOENIX_DIGEST"
 EXEC_START_WORD, DIGEST_WORD = "@EXEC_START@", "@DIGEST@"
 # A line of its own: what the release and the secrets add to the environment.
 ENVIRONMENT_WORD = "@ENVIRONMENT@"
+# A line of its own: what copies the certificate to where the server reads it.
+CERTIFICATE_WORD = "@CERTIFICATE@"
 # Only between double quotes.
 CACHE_WORD = "@CACHE@"
 GUARD_WORD = "@GUARD@"
@@ -73,7 +76,9 @@ class Target:
         secrets: the text of the environment file with secrets, C("") when there are none.
         release: the path of the release's folder.
         cache: the folder of the server's caches.
-        probe: how the server is asked: host, port, tls, path, body, key.
+        probe: how the server is asked: host, port, tls, path, body, key. C(tls) is C(True) for a certificate that is
+            not looked at, else it has C(ca) and C(name), and for a certificate of the role's what a renewal wants to
+            know (`tls`).
         model: the name that a request gives for the model.
     """
 
@@ -134,6 +139,7 @@ class Seen:
         watchdog: the texts of the watchdog's units that are there, by name.
         watching: whether the watchdog's timer runs, is started at boot, and is what its files say.
         beside: the digest of the state that is run beside the server for the time of a change, C("") when none is.
+        certified: whether the running server serves the certificate that is in its files, or has none.
     """
 
     user: bool
@@ -150,6 +156,7 @@ class Seen:
     watchdog: Mapping[str, str]
     watching: bool
     beside: str = ""
+    certified: bool = True
 
 
 @dataclass(frozen=True)
@@ -158,7 +165,8 @@ class Step:
 
     Attributes:
         action: C(user), C(cache), C(guard), C(config), C(fetch), C(beside), C(unit), C(link), C(reload), C(enable),
-            C(watch), C(unwatch), C(start), C(restart), and after the server answered C(keep), C(tidy) and C(over).
+            C(watch), C(unwatch), C(start), C(restart), C(certificate), and after the server answered C(keep), C(tidy)
+            and C(over).
     """
 
     action: str
@@ -198,12 +206,14 @@ def fill_unit(template: str, words: Mapping[str, str]) -> str:
     Raises:
         UnitError: a word that is needed isn't in the template.
     """
-    needed = [EXEC_START_WORD, DIGEST_WORD, *([ENVIRONMENT_WORD] if words.get(ENVIRONMENT_WORD) else [])]
+    lines = (ENVIRONMENT_WORD, CERTIFICATE_WORD)
+    needed = [EXEC_START_WORD, DIGEST_WORD, *(word for word in lines if words.get(word))]
     for word in needed:
         if word not in template:
             raise UnitError(f"The unit's template has no {word} in it: without it a change would not reach the server.")
-    if not words.get(ENVIRONMENT_WORD):
-        template = template.replace(f"{ENVIRONMENT_WORD}\n", "")
+    for word in lines:
+        if not words.get(word):
+            template = template.replace(f"{word}\n", "")
     # At once: the command line may have one of the words in it, as text.
     return re.sub("|".join(map(re.escape, words)), lambda match: words[match[0]], template)
 
@@ -234,6 +244,42 @@ def secrets_file(secrets: Mapping[str, str]) -> str:
     escaped = {name: re.sub(r'(["\\$`])', r"\\\1", value) for name, value in secrets.items() if value}
     lines = "".join(f'{name}="{value}"\n' for name, value in sorted(escaped.items()))
     return f"# Written by Ansible (phoenix.hypervisor.vllm_model_server). Don't edit.\n{lines}" if lines else ""
+
+
+def tls(
+    certificate: str, key: str, ca: str, name: str, arguments: Mapping[str, Any], flags: Mapping[str, Any]
+) -> tuple[bool | dict[str, Any], dict[str, Any]]:
+    """Return how a server with a certificate is asked (C(tls) of a probe), and the arguments that it adds.
+
+    Args:
+        certificate: the file of the certificate and its chain, C("") for none of the role's.
+        key: the file of its key.
+        ca: the file of the CAs that are trusted, C("") for the system's.
+        name: the name that the certificate must have, C("") for any.
+        arguments: of the engine config.
+        flags: the release's table of arguments, empty when there is none. Where it doesn't know C(enable-ssl-refresh),
+            the server is restarted for a renewed certificate.
+
+    Raises:
+        UnitError: the engine config has a certificate, too.
+    """
+    if not certificate:
+        own = bool(arguments.get("ssl-certfile"))
+        return ({"ca": ca, "name": name} if own and ca else own), {}
+    both = [argument for argument in ("ssl-certfile", "ssl-keyfile") if arguments.get(argument)]
+    if both:
+        raise UnitError(
+            f"{both[0].replace('-', '_')} is in vllm_engine_config, and the role has a certificate for the server, too "
+            f"({certificate}). Take {' and '.join(both).replace('-', '_')} out of vllm_engine_config, or set "
+            "certificate_model_server: false (vllm_model_server_certificate_file: \"\") to use your own."
+        )
+    if not key:
+        raise UnitError("vllm_model_server_certificate_file is set, and vllm_model_server_key_file is not: set both.")
+    file = own_file(certificate, key)
+    known = "enable-ssl-refresh" in flags
+    refresh = known and arguments.get("enable-ssl-refresh") is not False
+    added = {"ssl-certfile": file, "ssl-keyfile": file, **({"enable-ssl-refresh": True} if refresh else {})}
+    return {"ca": ca, "name": name, "certificate": certificate, "key": key, "file": file, "refresh": refresh}, added
 
 
 def version_of(text: str) -> tuple[int, ...]:
@@ -368,6 +414,9 @@ def plan(
         steps.append(Step("start", f"start {unit_name}"))
     elif is_replaced(target, seen):
         steps.append(Step("restart", f"restart {unit_name}{_meanwhile(room, took)}"))
+    elif not seen.certified:
+        how = "" if target.probe["tls"]["refresh"] else ", for which it is restarted when it has answered its requests"
+        steps.append(Step("certificate", f"have {unit_name} serve the certificate that was renewed{how}"))
     if seen.good != target.digest:
         steps.append(Step("keep", "keep this state as the one to go back to"))
     if seen.files - set(file_names(target.digest)):

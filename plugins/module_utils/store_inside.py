@@ -47,9 +47,10 @@ fi
 exit 0
 """
 
-# Arguments: the folder of the wheels, its manifest's name; the files on stdin as a tar archive, the manifest last. The
-# folder is there whole or not at all. A temporary one is another run's for as long as its process lives. Nothing is
-# synced: who installs from it compares every file with its hash first, and after a power cut it comes again.
+# Arguments: the folder of the wheels, its manifest's name, or "" when these are a part of the files; the files on stdin
+# as a tar archive, the manifest last. The folder is there with all of them or not at all. A temporary one is another
+# run's for as long as its process lives. Nothing is synced: who installs from it compares every file with its hash
+# first, and after a power cut it comes again.
 _GIVE = rf"""
 export LC_ALL=C
 wheels=$1 manifest=$2
@@ -69,7 +70,7 @@ if ! said=$(tar -x -m -B -b 512 -f - -C "$new" 2>&1); then
   case $said in *"No space left"* | *"Disk quota"*) echo "{_FULL}" >&2 ;; *) echo "$said" >&2 ;; esac
   exit 1
 fi
-if [ ! -f "$new/$manifest" ]; then echo "the stream ended too early" >&2; exit 1; fi
+if [ -n "$manifest" ] && [ ! -f "$new/$manifest" ]; then echo "the stream ended too early" >&2; exit 1; fi
 if [ -e "$wheels" ] || [ -L "$wheels" ]; then mv -T -- "$wheels" "$new.old" || exit 1; fi
 mv -T -- "$new" "$wheels"
 """
@@ -148,15 +149,16 @@ def builder(vmid: int, wheels: str, now: float) -> Builder:
         return NOBODY
 
 
-def give(vmid: int, wheels: str, pieces: Iterator[bytes], size: int, timeout: float) -> None:
+def give(vmid: int, wheels: str, pieces: Iterator[bytes], size: int, timeout: float, whole: bool = True) -> None:
     """Put a wheelhouse inside, whole, or leave what is there as it is.
 
     :param pieces: a tar archive of its files, the manifest last
     :param size: bytes of the files
+    :param whole: False for a part of its files, without a manifest
     """
     try:
         what = f"the wheels can't be put into {wheels}, and what was there is untouched"
-        inside.ask(vmid, _GIVE, [_NAME, wheels, MANIFEST], what, timeout, stdin=pieces)
+        inside.ask(vmid, _GIVE, [_NAME, wheels, MANIFEST if whole else ""], what, timeout, stdin=pieces)
     except inside.InsideError as error:
         if _FULL in str(error):
             raise no_room(vmid, wheels, size) from None

@@ -119,6 +119,16 @@ def instead(release: str, candidates: Sequence[str], kept: Callable[[str], Manif
     return None
 
 
+def known(locked: Collection[str], manifests: Iterable[Manifest]) -> dict[str, str]:
+    """The files of a lock that other releases' wheelhouses have: SHA-256 by name.
+
+    :param locked: the hashes that the files of the lock may have
+    """
+    wanted = frozenset(locked)
+    files = (pair for found in manifests for pair in found.files.items())
+    return {name: digest for name, digest in files if digest in wanted}
+
+
 def to_remove(used: Mapping[str, float], keep: int, spared: Collection[str]) -> list[str]:
     """The releases that go: all but those that were used last, and but those that are spared.
 

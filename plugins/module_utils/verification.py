@@ -98,12 +98,15 @@ def result_of(seen: Mapping[str, Any]) -> dict[str, Any]:
     """What one container's checks came to: C(passed), its C(checks), and a sentence for each that failed.
 
     :param seen: C(host), C(ctid) and the like as they are to be in the report; C(look), C(completion) and
-        C(health_check), the results of these tasks (nothing for what isn't checked); C(pooling); C(command), the health
-        check's; C(tests), the results of the loop over L(planned_tests)
+        C(health_check), the results of these tasks (nothing for what isn't checked); C(tls), for a server with a
+        certificate, what L(_of_the_certificate) wants to know; C(pooling); C(command), the health check's; C(tests),
+        the results of the loop over L(planned_tests)
     """
     checks: list[dict[str, Any]] = []
     if seen.get("look"):
         checks += _of_the_unit(seen["look"])
+    if seen.get("tls"):
+        checks += _of_the_certificate(seen["tls"], seen.get("look") or {}, seen.get("completion") or {})
     if seen.get("completion"):
         done = {"url": seen.get("url", ""), **seen["completion"]}
         checks.append(_of_the_completion(done, bool(seen.get("pooling"))))
@@ -211,6 +214,75 @@ def _of_the_unit(done: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def _of_the_certificate(
+    tls: Mapping[str, Any], look: Mapping[str, Any], done: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """The certificate that the model server showed, and whether it will be renewed.
+
+    :param tls: C(percent) of its life and C(days), of which the less must be left; C(fingerprints), the SHA-256
+        of the declared CAs, if any; C(timer), of its renewal, "" for none
+    :param look: what C(look.py) said
+    :param done: the request for a completion
+    """
+    shown = done.get("certificate")
+    checks = []
+    if early := _not_run(done):
+        checks.append(_check("certificate", **early))
+    elif not shown:
+        checks.append(_check("certificate", SKIPPED, "none was shown, see the completion"))
+    else:
+        problem = f"it {clean(shown['problem'])}" if shown["problem"] else _of_its_life(tls, shown)
+        problem = _of_its_ca(tls, look) or problem
+        told = f"{', '.join(shown.get('names', ()))}, until {shown.get('not_after', '')}"
+        checks.append(_check("certificate", FAILED if problem else PASSED, problem or told))
+    inside = _looked(look).get("tls")
+    if tls.get("timer") and inside is not None:
+        problem = inside.get("renewal", "")
+        checks.append(_check("renewal", FAILED if problem else PASSED, problem or f"next at {inside.get('next', '')}"))
+    return checks
+
+
+def _of_its_ca(tls: Mapping[str, Any], look: Mapping[str, Any]) -> str:
+    """What is wrong with the CA that the container trusts."""
+    declared = names_of(tls.get("fingerprints"))
+    wanted = [re.sub(r"[^0-9a-f]", "", fingerprint.lower()) for fingerprint in declared]
+    there = (_looked(look).get("tls") or {}).get("fingerprints", [])
+    if not wanted or not there or set(wanted) & set(there):
+        return ""
+    return (
+        f"the CA that the container trusts has the fingerprint {', '.join(there)}, and the declared one is "
+        f"{', '.join(wanted)}: run site.yml, and see why it was changed"
+    )
+
+
+def _of_its_life(tls: Mapping[str, Any], shown: Mapping[str, Any]) -> str:
+    """What is wrong with the time that a certificate has left."""
+    life, left = float(shown["life"]), float(shown["left"])
+    if left >= min(life * float(tls["percent"]) / 100, float(tls["days"]) * 86400):
+        return ""
+    return (
+        f"it ends at {shown['not_after']}, {_duration(left)} from now, and should have been renewed before; see the "
+        "renewal (the role certificate), or give a newer one (certificate_source: files)"
+    )
+
+
+def _duration(seconds: float) -> str:
+    """A time in words, roughly."""
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} seconds"
+
+
+def _looked(done: Mapping[str, Any]) -> dict[str, Any]:
+    """What C(look.py) said, nothing when it didn't."""
+    try:
+        look = json.loads(done.get("stdout") or "")
+    except ValueError:
+        return {}
+    return look if isinstance(look, dict) else {}
+
+
 def _of_the_completion(done: Mapping[str, Any], pooling: bool) -> dict[str, Any]:
     """Whether the model answered. Something else than vLLM may listen there, and say anything."""
     early = _not_run(done)
@@ -220,6 +292,8 @@ def _of_the_completion(done: Mapping[str, Any], pooling: bool) -> dict[str, Any]
         return _check("completion", FAILED, clean(done.get("msg", "it gave no result")).rstrip("."))
     if re.match(r"https?://:", done.get("url", "")):
         return _check("completion", FAILED, "its address is not known, as with dhcp; say it in verify_address")
+    if (done.get("certificate") or {}).get("problem"):
+        return _check("completion", SKIPPED, "not asked, see the certificate")
     seconds, url, content = done.get("seconds", 0), done.get("url", ""), done.get("content", "")
     if not done["passed"]:
         message = f"the model did not answer at {url}: {done.get('outcome', '')}"

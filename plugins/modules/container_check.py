@@ -46,6 +46,16 @@ options:
   url:
     description: A URL that is asked for, C(http) or C(https). It passes with a status of 200 to 299. No proxy is used.
     type: str
+  ca:
+    description:
+      - The text of the CAs (PEM) that a C(https) O(url) is trusted with; those of the host that asks when it is empty.
+      - A certificate that isn't trusted is told in RV(certificate).
+    type: str
+    default: ""
+  server_name:
+    description: The name that the certificate must have, where it isn't the host in O(url).
+    type: str
+    default: ""
   body:
     description: What is sent to O(url) as JSON, with POST. Without it, it is GET.
     type: dict
@@ -137,6 +147,19 @@ url:
   returned: when a URL was asked for
   type: str
   sample: http://10.92.0.121:8000/v1/models
+certificate:
+  description:
+    - C(problem), what is wrong with the certificate, empty when nothing is; and of one that is trusted C(names),
+      C(serial), C(not_after), C(life) and C(left), the last two in seconds.
+  returned: when a C(https) URL was asked for with O(ca) or O(server_name), and it showed a certificate
+  type: dict
+  sample:
+    problem: ""
+    names: [vllm-921]
+    serial: 0A1B2C
+    not_after: 2026-11-29 00:00 UTC
+    life: 86400
+    left: 50000
 attempts:
   description: How often it was tried.
   returned: when it ran
@@ -153,8 +176,10 @@ import http.client
 import json
 import re
 import secrets
+import ssl
 import time
 import urllib.error
+import urllib.parse
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.urls import open_url
@@ -163,6 +188,7 @@ from ansible_collections.phoenix.hypervisor.plugins.module_utils import (
     inside_command,
     node,
     process,
+    server_guard,
     verification,
 )
 
@@ -226,13 +252,17 @@ def try_url(params: dict, api_key: str) -> dict:
     if body is not None:
         headers["Content-Type"] = "application/json"
     data = None if body is None else json.dumps(body).encode()
-    status, content, why = 0, "", ""
+    status, content, why, certificate = 0, "", "", None
     try:
-        reply = open_url(
-            url, data, headers, "GET" if body is None else "POST", use_proxy=False, timeout=params["timeout"]
-        )
-        with reply:
-            status, content = reply.status, reply.read(MOST_BYTES).decode("utf-8", "replace")
+        if url.startswith("https:") and (params["ca"] or params["server_name"]):
+            status, content, certificate = ask_with_trust(url, data, headers, params)
+            why = f"its certificate {certificate['problem']}" if certificate["problem"] else ""
+        else:
+            reply = open_url(
+                url, data, headers, "GET" if body is None else "POST", use_proxy=False, timeout=params["timeout"]
+            )
+            with reply:
+                status, content = reply.status, reply.read(MOST_BYTES).decode("utf-8", "replace")
     except urllib.error.HTTPError as error:
         status, content = error.code, error.read(MOST_BYTES).decode("utf-8", "replace")
     except TimeoutError:
@@ -243,8 +273,34 @@ def try_url(params: dict, api_key: str) -> dict:
     outcome = why or f"HTTP status {status}"
     return {
         "passed": 200 <= status < 300, "status": status, "outcome": outcome, "text": content, "content": content,
-        "url": url,
+        "url": url, **({"certificate": certificate} if certificate else {}),
     }  # fmt: skip
+
+
+def ask_with_trust(url: str, data: bytes | None, headers: dict, params: dict) -> tuple[int, str, dict]:
+    """Ask a server whose certificate is checked with other CAs or another name. Gives status, content, certificate."""
+    parts = urllib.parse.urlsplit(url)
+    tls = {"ca_text": params["ca"], "name": params["server_name"] or parts.hostname}
+    probe = {"host": parts.hostname, "port": parts.port or 443, "tls": tls}
+    path = parts._replace(scheme="", netloc="", fragment="").geturl() or "/"
+    try:
+        connection = server_guard.connection(probe, params["timeout"])
+        try:
+            connection.request("GET" if data is None else "POST", path, data, headers)
+            said = connection.sock.getpeercert()
+            reply = connection.getresponse()
+            status, content = reply.status, reply.read(MOST_BYTES).decode("utf-8", "replace")
+        finally:
+            connection.close()
+    except (ssl.SSLCertVerificationError, server_guard.CertificateError) as error:
+        return 0, "", {"problem": server_guard.distrust(error, probe, params["timeout"])}
+    begin, end = (ssl.cert_time_to_seconds(said[name]) for name in ("notBefore", "notAfter"))
+    names = [name for _kind, name in said.get("subjectAltName", ())]
+    found = {
+        "problem": "", "names": names, "serial": said["serialNumber"],
+        "not_after": server_guard.day(said["notAfter"]), "life": end - begin, "left": end - int(time.time()),
+    }  # fmt: skip
+    return status, content, found
 
 
 def check(params: dict, api_key: str) -> dict:
@@ -281,6 +337,8 @@ def main() -> None:
             script=dict(type="str"),
             script_name=dict(type="str", default="test"),
             url=dict(type="str"),
+            ca=dict(type="str", default=""),
+            server_name=dict(type="str", default=""),
             body=dict(type="dict"),
             api_key=dict(type="str", default="", no_log=True),
             environment=dict(type="dict", default={}),

@@ -28,6 +28,14 @@ options:
     description: CTIDs to look at, whether they exist or not. Left out, all containers of the node.
     type: list
     elements: int
+  compare:
+    description:
+      - Containers to compare with their declarations. Each is a dictionary with variables of the role
+        P(phoenix.hypervisor.container#role), C(container_vmid) among them, as the inventory has them.
+      - The comparison is the plan of M(phoenix.hypervisor.pct_container). The firewall's rules are not compared.
+    type: list
+    elements: dict
+    default: []
 seealso:
   - module: phoenix.hypervisor.pct_container
 """
@@ -45,6 +53,13 @@ EXAMPLES = r"""
     api_token_id: ansible
     api_token_secret: "{{ proxmox_token_secret }}"
   delegate_to: localhost
+
+- name: See what of a container differs from its declaration
+  phoenix.hypervisor.pct_container_info:
+    compare:
+      - container_vmid: 921
+        container_config: {memory: 32768, cores: 8}
+        container_gpus: [0]
 
 - name: Say which of them are templates
   ansible.builtin.debug:
@@ -109,10 +124,33 @@ containers:
       type: list
       elements: str
       sample: []
+compared:
+  description: One entry for each container of O(compare).
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    vmid:
+      description: The CTID.
+      type: int
+      sample: 921
+    state:
+      description: C(running), C(stopped), C(template), C(absent), or C(incomplete) while it is made.
+      type: str
+      sample: running
+    differs:
+      description: Keys of the configuration that a run would change, sorted.
+      type: list
+      elements: str
+      sample: [memory]
+    problem:
+      description: Why it can't become what is declared, or empty.
+      type: str
+      sample: ""
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.phoenix.hypervisor.plugins.module_utils import node, nodes, pct_conf
+from ansible_collections.phoenix.hypervisor.plugins.module_utils import container_plan, live, node, nodes, pct_conf
 from ansible_collections.phoenix.hypervisor.plugins.module_utils.container import Container
 
 
@@ -136,17 +174,48 @@ def described(vmid: int, container: Container) -> dict:
     }
 
 
+def compared(there: nodes.Node, variables: dict) -> dict:
+    """What differs between a container and its declaration.
+
+    :param variables: the variables of the role container
+    """
+    vmid = int(variables["container_vmid"])
+    actual = there.read(vmid)
+    seen = live.Seen({vmid: actual} if actual.exists else {})
+    facts = container_plan.Facts(release=there.release())
+    if there.is_local:
+        sources = [mount["source"] for mount in variables.get("container_mounts") or [] if mount.get("source")]
+        facts = container_plan.Facts(
+            release=there.release(), nvidia_devices=node.nvidia_devices(), root_subids=node.root_subids(),
+            owners=node.owners(sources), memory=node.remembered(vmid),
+        )  # fmt: skip
+    found = live.compared({**variables, "container_vmid": vmid}, seen, facts)
+    return {
+        "vmid": vmid, "state": found["phoenix_state"], "differs": found["phoenix_differs"],
+        "problem": found.get("phoenix_problem", ""),
+    }  # fmt: skip
+
+
 def main() -> None:
     module = AnsibleModule(
-        argument_spec=dict(vmids=dict(type="list", elements="int"), **nodes.ARGUMENTS), supports_check_mode=True
+        argument_spec=dict(
+            vmids=dict(type="list", elements="int"),
+            compare=dict(type="list", elements="dict", default=[]),
+            **nodes.ARGUMENTS,
+        ),
+        supports_check_mode=True,
     )
+    nameless = [one for one in module.params["compare"] if not str(one.get("container_vmid", "")).isdigit()]
+    if nameless:
+        module.fail_json(msg="compare: each entry needs a container_vmid, the container's CTID.")
     try:
         there = nodes.connect(module.params)
         vmids = module.params["vmids"]
         containers = [described(vmid, there.read(vmid)) for vmid in (there.vmids() if vmids is None else vmids)]
+        differences = [compared(there, variables) for variables in module.params["compare"]]
     except node.NodeError as error:
         module.fail_json(msg=str(error))
-    module.exit_json(changed=False, containers=containers)
+    module.exit_json(changed=False, containers=containers, compared=differences)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ options:
     description:
       - The text of the systemd unit. It must have the words C(@EXEC_START@) and C(@DIGEST@), which are filled in.
       - C(@ENVIRONMENT@), a line of its own, becomes the variables that depend on the release, and the file of secrets.
+      - C(@CERTIFICATE@), a line of its own, becomes what copies the certificate; needed with O(tls.certificate_file).
       - C(@CACHE@), only between double quotes, becomes the folder of the caches.
       - C(@GUARD@) becomes the program that the unit runs before the server (C(settle)) and after it (C(ended FILE)).
       - Needed without O(go_back_to).
@@ -103,6 +104,36 @@ options:
     description: The token for models of the hub that are private or gated.
     type: str
     default: ""
+  tls:
+    description:
+      - The server's certificate. Without O(tls.certificate_file) the server speaks plain HTTP, unless the engine
+        config has C(ssl_certfile).
+      - The server reads a copy of certificate and key that is its user's alone, in memory; the files may be root's.
+        C(@CERTIFICATE@), a line of its own in O(unit), becomes what makes it. Where the release has
+        C(enable_ssl_refresh), a renewed certificate is served without a restart.
+      - A server that answers with a certificate that is not trusted makes the module fail in the end, and undoes
+        nothing.
+    type: dict
+    default: {}
+    suboptions:
+      certificate_file:
+        description: The file in the container with the certificate and its chain (PEM).
+        type: path
+        default: ""
+      key_file:
+        description: The file with its key.
+        type: path
+        default: ""
+      ca_file:
+        description:
+          - The file in the container with the CAs that are trusted when the server is asked; empty for the system's
+            store. With C(ssl_certfile) in the engine config and without this, the certificate is not looked at.
+        type: path
+        default: ""
+      name:
+        description: The name that the certificate must have; empty for any.
+        type: str
+        default: ""
   flashinfer_sampler:
     description:
       - Whether to sample with FlashInfer (C(VLLM_USE_FLASHINFER_SAMPLER)). A release without FlashInfer is told not to.
@@ -139,6 +170,12 @@ options:
     description: How many states whose server answered are kept, the live one included.
     type: int
     default: 5
+  trial:
+    description:
+      - Whether the state is only tried out, as a benchmark does. It is not kept as one to go back to, and what a later
+        failure goes back to is still the state before it.
+    type: bool
+    default: false
   go_back_to:
     description:
       - Goes back to a state instead. C(previous), the digest of a kept state or the beginning of one, or the name of a
@@ -314,6 +351,7 @@ from ansible_collections.phoenix.hypervisor.plugins.module_utils import (
     server_switch,
 )
 from ansible_collections.phoenix.hypervisor.plugins.module_utils.engine_args import EngineConfigError
+from ansible_collections.phoenix.hypervisor.plugins.module_utils.server_guard import CertificateError
 from ansible_collections.phoenix.hypervisor.plugins.module_utils.server_plan import Seen, StateError, Target, UnitError
 
 UNIT_FOLDER = "/etc/systemd/system"
@@ -533,6 +571,16 @@ class Server:
             arguments.pop("hf-token")
             secrets["HF_TOKEN"] = secrets["HF_TOKEN"] or token
         table = parameters["flags"] or None
+        certificate = parameters["tls"]
+        tls, added = server_plan.tls(
+            *(certificate.get(name) or "" for name in ("certificate_file", "key_file", "ca_file", "name")),
+            arguments, parameters["flags"].get("flags", {}),
+        )  # fmt: skip
+        arguments.update(added)
+        before = []
+        if added:
+            tls.update(user=self.user, drain=parameters["stop_timeout"], ready=parameters["ready_timeout"])
+            before = ["/usr/bin/python3", "-I", GUARD, "certificate", tls["certificate"], tls["key"], self.user]
         model, others = engine_args.split_model(arguments)
         # A model that was fetched ahead is a link to its revision. The unit names the folder itself, so that another
         # revision is a change, and the former state still has its own.
@@ -553,7 +601,9 @@ class Server:
         argv = [*self.program(release), "serve", folder, "--config"]
         digest = server_plan.make_digest(
             self.states.salt(create=not self.module.check_mode),
-            *[parameters["unit"], argv, config, secrets_text, environment, cache, self.certificates(arguments)],
+            *[parameters["unit"], argv, config, secrets_text, environment, cache],
+            # What is copied may be renewed without a change of the state.
+            before or self.certificates(arguments),
         )
         config_name, secrets_name = (os.path.join(os.path.dirname(self.config_file), name)
                                      for name in server_plan.file_names(digest))
@@ -565,13 +615,16 @@ class Server:
                 server_plan.ENVIRONMENT_WORD: server_plan.environment_lines(
                     environment, secrets_name if secrets_text else ""
                 ),
+                server_plan.CERTIFICATE_WORD: (
+                    "ExecStartPre=+" + " ".join(map(engine_args.unit_word, before)) if before else ""
+                ),
                 server_plan.CACHE_WORD: server_plan.quoted(cache),
                 server_plan.GUARD_WORD: GUARD,
             },
         )
         host, port = engine_args.address(arguments)
         path, body = engine_args.probe(arguments)
-        probe = {"host": host, "port": port, "tls": bool(arguments.get("ssl-certfile")), "path": path, "body": body,
+        probe = {"host": host, "port": port, "tls": tls, "path": path, "body": body,
                  "key": secrets["VLLM_API_KEY"] or str(keys[0] or "")}  # fmt: skip
         served = engine_args.served_name(arguments)
         return Target(digest, unit, config, secrets_text, release, cache, probe, served)
@@ -683,7 +736,21 @@ class Server:
             watchdog={name: text for name, text in watchdog.items() if text is not None},
             watching=bool(self.watchdog) and self.is_watching(),
             beside=server_plan.digest_in(read_text(self.beside_file)),
+            certified=self.is_certified(target, properties),
         )
+
+    def is_certified(self, target, properties):
+        """Return whether the running server serves the certificate that is in its files, or has none."""
+        tls = target.probe["tls"]
+        if not isinstance(tls, dict) or "file" not in tls or self.running_digest(properties) != target.digest:
+            return True
+        try:
+            text, certificate = server_guard.read_pair(tls["certificate"], tls["key"])
+        except CertificateError:
+            # Nobody could serve that.
+            return True
+        # One that does not listen yet reads the copy when it does.
+        return read_text(tls["file"]) == text and server_guard.is_served(target.probe, certificate) is not False
 
     def is_watching(self):
         """Return whether the watchdog's timer runs and is started at boot, and systemd knows what the units say."""
@@ -905,6 +972,13 @@ class Server:
         self.systemctl("reset-failed", self.name, fatal=False)
         self.systemctl("--no-block", "restart", self.name)
 
+    def do_certificate(self, target):
+        """Have the running server serve the certificate that is in its files."""
+        try:
+            server_guard.renewed(self.name, self.states.folder, wait=False)
+        except CertificateError as error:
+            raise ServerError(str(error)) from None
+
     def do_fetch(self, target):
         """Have the model fetched by the release's own program, as the service's user."""
         os.makedirs(os.path.dirname(FETCH), mode=0o755, exist_ok=True)
@@ -979,44 +1053,39 @@ class Server:
             for path in glob.glob(os.path.join(folder, pattern)):
                 if os.path.basename(path) not in server_plan.file_names(target.digest):
                     os.unlink(path)
+        tls = target.probe["tls"]
+        for path in glob.glob(f"{server_guard.CERTIFICATES}/*.pem"):
+            # Those of former states, with their keys.
+            if not (isinstance(tls, dict) and tls.get("file") == path):
+                os.unlink(path)
 
     def ask(self, probe, timeout):
-        """Ask the server. Return (its answer's text or None, what is in the way).
+        """Ask the server. Return (its answer's text or None, what is in the way, what is wrong with its certificate).
 
         Raises:
             ServerError: the server says that the request is wrong, so that waiting would not help.
         """
         port, path = probe["port"], probe["path"]
-        headers = {"Content-Type": "application/json"}
-        if probe["key"]:
-            headers["Authorization"] = f"Bearer {probe['key']}"
-        if probe["tls"]:
-            # It is asked by its own address, which no certificate names; nobody else can listen there.
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-            connection = http.client.HTTPSConnection(probe["host"], port, timeout=timeout, context=context)
-        else:
-            connection = http.client.HTTPConnection(probe["host"], port, timeout=timeout)
         try:
-            connection.request("POST", path, json.dumps(probe["body"]), headers)
-            response = connection.getresponse()
-            content = response.read()
+            status, content = server_guard.request(probe, "POST", path, json.dumps(probe["body"]), timeout)
+        except (ssl.SSLCertVerificationError, CertificateError) as error:
+            # It may be asked all the same: by its own address, where nobody else can listen.
+            wrong = server_guard.distrust(error, probe, min(timeout, server_guard.LOOK))
+            return (*self.ask({**probe, "tls": True}, timeout)[:2], wrong)
         except (OSError, http.client.HTTPException) as error:
-            return None, f"it does not answer on port {port} ({error.__class__.__name__})"
-        finally:
-            connection.close()
-        if 400 <= response.status < 500 and response.status != 429:
+            return None, f"it does not answer on port {port} ({error.__class__.__name__})", ""
+        if 400 <= status < 500 and status != 429:
             raise ServerError(
-                f"The model server answers on port {port}, but refuses {path}: HTTP {response.status}, "
+                f"The model server answers on port {port}, but refuses {path}: HTTP {status}, "
                 f"{content[:300].decode('utf-8', 'replace')}"
             )
-        if response.status != 200:
-            return None, f"it answered {path} with HTTP {response.status}"
+        if status != 200:
+            return None, f"it answered {path} with HTTP {status}", ""
         try:
             answer = json.loads(content)
-            return (answer["choices"][0]["text"], "") if "choices" in answer else ("(an embedding)", "")
+            return (answer["choices"][0]["text"] if "choices" in answer else "(an embedding)"), "", ""
         except (ValueError, LookupError, TypeError):
-            return None, f"its answer to {path} is none of vLLM's"
+            return None, f"its answer to {path} is none of vLLM's", ""
 
     def journal(self, invocation="", count=JOURNAL_LINES, systemd=True, name=""):
         """Return the journal's last lines of one run of the server, of the newest one by default.
@@ -1062,7 +1131,7 @@ class Run:
             "since": time.time(), "invocation": "", "line": "", "why": "", "changed": bool(steps),
             "from": server_plan.digest_in(seen.unit),
             "answer": "", "untouched": False, "stopped": 0.0, "gap": None, "reason": room.reason if room else "",
-            "watchdog": seen.watchdog,
+            "watchdog": seen.watchdog, "distrust": "",
         }  # fmt: skip
         if room and room.overlap:
             self.waiting.update(gap=0.0, reason="")
@@ -1102,9 +1171,10 @@ class Run:
         if self.waiting.get("undo") and server.watchdog is not None:
             # How long the former state may load is what it says there.
             server.watchdog = self.waiting["watchdog"]
-        return server_plan.plan(
+        steps = server_plan.plan(
             target, seen, server.user, server.name, server.config_file, link, room, took, server.watchdog
         )
+        return [step for step in steps if not (self.module.params["trial"] and step.action == "keep")]
 
     def execute(self, target, steps):
         """Execute the steps up to one that has to be waited for, or to the answer."""
@@ -1197,7 +1267,7 @@ class Run:
             waiting["invocation"] = now.get("InvocationID", "")
             probe = {**target.probe, "port": server.beside_port()} if beside else target.probe
             try:
-                text, self.last_answer = server.ask(probe, min(ANSWER_TIMEOUT, max(1.0, left)))
+                text, self.last_answer, waiting["distrust"] = server.ask(probe, min(ANSWER_TIMEOUT, max(1.0, left)))
             except ServerError as error:
                 self.failed(target, str(error))
             if text is not None:
@@ -1235,7 +1305,7 @@ class Run:
             waiting["gap"] = round(time.time() - waiting["stopped"], 1)
         waiting["answer"] = text
         waiting["seconds"] = round(took, 1)
-        if server.states.good != target.digest and not waiting["undo"]:
+        if server.states.good != target.digest and not waiting["undo"] and not self.module.params["trial"]:
             server.states.keep(target, self.module.params["keep"], took)
         server.end_other(server.fetch_name, kill=True)
         if not server.beside_port():
@@ -1420,6 +1490,14 @@ class Run:
     def exit(self, target, answer, changed):
         """End well."""
         states = self.server.states
+        if self.waiting["distrust"]:
+            self.module.fail_json(
+                msg=f"The model server answers, but its certificate {self.waiting['distrust']}. Clients don't accept "
+                "it: renew it (role certificate, certificate_source), or correct vllm_model_server_ca_file or "
+                "vllm_model_server_certificate_name. The server itself is as declared, and goes on running.",
+                undone=False, changed=changed, digest=target.digest, release=target.release_name, model=target.model,
+                completion=answer, **{**self.gap(), **self.shown},
+            )  # fmt: skip
         self.module.exit_json(
             changed=changed,
             digest=target.digest,
@@ -1454,6 +1532,16 @@ def main():
             "cache": {"type": "path", "default": ""},
             "api_key": {"type": "str", "default": "", "no_log": True},
             "huggingface_token": {"type": "str", "default": "", "no_log": True},
+            "tls": {
+                "type": "dict",
+                "default": {},
+                "options": {
+                    "certificate_file": {"type": "path", "default": ""},
+                    "key_file": {"type": "path", "default": "", "no_log": False},
+                    "ca_file": {"type": "path", "default": ""},
+                    "name": {"type": "str", "default": ""},
+                },
+            },
             "flashinfer_sampler": {"type": "bool"},
             "flash_attn_version": {"type": "int", "default": 0},
             "ready_timeout": {"type": "int", "default": 1800},
@@ -1461,6 +1549,7 @@ def main():
             "stop_timeout": {"type": "int", "default": 60},
             "state_folder": {"type": "path", "default": "/var/lib/vllm_model_server"},
             "keep": {"type": "int", "default": 5},
+            "trial": {"type": "bool", "default": False},
             "go_back_to": {"type": "str", "default": ""},
             "who": {"type": "str", "default": ""},
             "why": {"type": "str", "default": ""},
@@ -1504,6 +1593,15 @@ def converge(module, server):
             f"There is no vLLM at {server.link}/bin/vllm: the container needs the feature vllm (role vllm_stack) "
             "before its model server."
         )
+    tls = target.probe["tls"]
+    if isinstance(tls, dict) and "file" in tls and not module.check_mode:
+        try:
+            server_guard.read_pair(tls["certificate"], tls["key"])
+        except CertificateError as error:
+            raise ServerError(
+                f"{error} The role certificate issues it (certificate_source), or vllm_model_server_certificate_file "
+                "and vllm_model_server_key_file name others; the running server was not touched."
+            ) from None
     model = engine_args.split_model(engine_args.flatten(module.params["engine_config"]))[0]
     if model.startswith("/") and not os.path.exists(model) and not module.check_mode:
         raise ServerError(

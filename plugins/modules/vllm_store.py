@@ -58,6 +58,13 @@ options:
     type: list
     elements: str
     default: []
+  locked:
+    description:
+      - With V(given), the hashes (SHA-256) that the files of the release's lock may have. When this container is to
+        make the wheelhouse, it gets what the store has of these files from other releases, and downloads the rest only.
+    type: list
+    elements: str
+    default: []
   wheels:
     description:
       - The folder of the wheelhouse inside. It has to end in the release's name and C(wheels), and the folder above it
@@ -191,6 +198,7 @@ removed:
 """
 
 import contextlib
+import os
 import time
 from dataclasses import dataclass, replace
 
@@ -319,7 +327,8 @@ class Task:
             done = self._do(step.action, seen, found)
             if done is not None:
                 self.steps.append(step.text)
-                return done
+                makes = step.action in ("claim", "take over", "own")
+                return (makes and self._lend(found)) or done
 
     def _take_instead(self) -> None:
         """Go on with the release that another container came to, where that is known."""
@@ -373,6 +382,33 @@ class Task:
                 return False
         self.store.mark_used(self.release)
         self.result["sent"] = size
+        return True
+
+    def _lend(self, found: store_inside.Found) -> bool:
+        """Give it the files that other releases have as well, before it begins to download."""
+        manifests = filter(None, map(self.store.manifest, sorted(self.store.used())))
+        files = store_plan.known(self.module.params["locked"], manifests)
+        if not files or found.wheels or found.busy:
+            return False
+        self.steps.append(f"give CTID {self.vmid} what other releases in the store have of it: {len(files)} files")
+        if not self.check:
+            part = Manifest(self.release, files, b"")
+            with self.store.incoming() as folder, contextlib.ExitStack() as stack:
+                missing = self.store.share(folder, part)
+                names = [name for name in part.names if name not in missing]
+                size = sum(os.stat(f"{folder}/{name}").st_size for name in names)
+                if size > found.free:
+                    raise store_inside.no_room(self.vmid, self.wheels, size)
+                held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+                stack.callback(os.close, held)
+                pieces = archive(held, part, names)
+                try:
+                    store_inside.give(self.vmid, self.wheels, pieces, size, self.timeout, whole=False)
+                except Damaged as damage:
+                    # It was whole a moment ago. Everything can be downloaded.
+                    self.module.warn(f"{damage}. Look at the disk of {self.store.root}")
+                    return False
+            self.result["sent"] = size
         return True
 
     def _set_aside(self, manifest: Manifest, damage: Damaged, folder: int) -> None:
@@ -495,6 +531,7 @@ def main() -> None:
             vmid=dict(type="int", required=True),
             release=dict(type="str", required=True),
             candidates=dict(type="list", elements="str", default=[]),
+            locked=dict(type="list", elements="str", default=[]),
             wheels=dict(type="str", default=""),
             store=dict(type="path", default=DEFAULT),
             keep=dict(type="int", default=KEEP),

@@ -146,6 +146,7 @@ def site(folder: Path, entry: dict[str, Any]) -> Path:
             "phoenix_feature_roles": {"stand_in": str(folder / "roles" / "stand_in")},
             "vllm_model_server_environment": "{{ phoenix_definition.environment }}",
             "vllm_model_server_ready_timeout": 60,
+            "certificate_source": "none",
         },
     }
     for name, content in files.items():

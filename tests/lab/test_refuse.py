@@ -25,15 +25,18 @@ def _calls() -> list[str]:
     return [line for line in PCT_CALLS.read_text().splitlines() if re.search(r"\b9[0-9]{2}\b", line.partition(" ")[2])]
 
 
-def _run(folder: Path, overrides: dict, limit: str = "ctid_921") -> subprocess.CompletedProcess:
-    """Run site.yml on the lab's inventory with these overrides on top."""
+def _run(
+    folder: Path, overrides: dict, limit: str = "ctid_921", certificates: str = "none", playbook: str = "site.yml"
+) -> subprocess.CompletedProcess:
+    """Run site.yml on the lab's inventory with these overrides on top, and this certificate_source."""
     source = (LAB / "lxc_configs.yml").read_text()
+    source = source.replace("certificate_source: none", f"certificate_source: {certificates}")
     source = source.replace("../example/", f"{LAB.parent}/example/")
     source = source.replace("[overrides.json]", f"[{LAB}/overrides.json, more.json]")
     (folder / "lxc_configs.yml").write_text(source)
     (folder / "more.json").write_text(json.dumps({"lxc_configs": overrides}))
     return subprocess.run(
-        ["ansible-playbook", "-i", str(folder / "lxc_configs.yml"), "site.yml", "-l", limit],
+        ["ansible-playbook", "-i", str(folder / "lxc_configs.yml"), playbook, "-l", limit],
         cwd=ROOT, env={**os.environ, "COLUMNS": "1000"}, capture_output=True, text=True, check=False,
     )
 
@@ -41,7 +44,8 @@ def _run(folder: Path, overrides: dict, limit: str = "ctid_921") -> subprocess.C
 @pytest.mark.parametrize(
     ("overrides", "limit", "words"),
     [
-        pytest.param({"901": {"features": ["nvidia"]}}, "ctid_921", "no role for feature nvidia", id="feature"),
+        pytest.param({"901": {"features": ["nvidea"]}}, "ctid_921", "no role for feature nvidea", id="feature"),
+        pytest.param({"901": {"features": ["nvidia"]}}, "ctid_921", "no NVIDIA kernel driver loaded", id="driver"),
         pytest.param({"921": {"application_script": "x.sh"}}, "ctid_921", "application_script x.sh", id="application"),
         pytest.param({"921": {"vllm_stack": "nope"}}, "ctid_921", "vllm_stack is nope", id="stack"),
         pytest.param({"921": {"vllm_stack": None}}, "ctid_921", "wants vLLM and names no stack", id="no stack"),
@@ -72,3 +76,45 @@ def test_one_sentence_and_nothing_changed(tmp_path, overrides, limit, words):
     assert "Traceback" not in output
     assert not re.search(r"changed=[1-9]", output)
     assert _calls() == calls
+
+
+PLAIN = "nobody said how its model server is reached"
+OWN = {"ssl_certfile": "/c.pem", "ssl_keyfile": "/k.pem"}
+
+
+@pytest.mark.parametrize(
+    ("server", "certificates", "said", "not_said"),
+    [
+        pytest.param({}, "''", PLAIN, "", id="nothing was said"),
+        pytest.param({}, "none", "", PLAIN, id="plain HTTP on purpose"),
+        pytest.param({}, "self_signed", "health_check asks for http://", PLAIN, id="a certificate"),
+        pytest.param({"host": "127.0.0.1"}, "''", "", PLAIN, id="loopback"),
+        pytest.param(OWN, "''", "health_check asks for http://", PLAIN, id="one's own"),
+    ],
+)
+def test_plain_http_has_to_be_asked_for(tmp_path, server, certificates, said, not_said):
+    """Only the check, without the run."""
+    include = {"name": "Check", "ansible.builtin.import_tasks": str(ROOT / "playbooks/tasks/refuse.yml"),
+               "vars": {"__lineage_hosts": ["ctid_921"]}}  # fmt: skip
+    play = {"name": "Refuse", "hosts": "ctid_921", "gather_facts": False, "tasks": [include],
+            "vars_files": [str(ROOT / "playbooks/vars/roles.yml")]}  # fmt: skip
+    (tmp_path / "refuse.yml").write_text(json.dumps([play]))
+    overrides = {"921": {"vllm_engine_config": {"ServerConfig": server},
+                         "health_check": {"command": "curl -fsS http://localhost:8000/health"}}}  # fmt: skip
+    done = _run(tmp_path, overrides, "ctid_921", certificates, str(tmp_path / "refuse.yml"))
+    output = " ".join((done.stdout + done.stderr).split())
+    assert (done.returncode != 0) == (said == PLAIN), output
+    assert said in output and (not not_said or not_said not in output)
+    if said == PLAIN:
+        assert "CTID 921: nobody" in output and "It would answer on 10.92.0.121 in plain HTTP" in output
+        assert all(f"{choice} (" in output for choice in ("step_ca", "files", "self_signed"))
+        assert "or none, for plain HTTP on purpose" in output
+    else:
+        assert ("health_check asks for" in output) == (said != "")
+
+
+def test_site_refuses_it_before_anything_changes(tmp_path):
+    calls = _calls()
+    done = _run(tmp_path, {}, certificates="''")
+    assert done.returncode != 0 and PLAIN in done.stdout
+    assert _calls() == calls and not re.search(r"changed=[1-9]", done.stdout)

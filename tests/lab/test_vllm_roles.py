@@ -127,6 +127,13 @@ def site(tmp_path_factory) -> Iterator[Site]:
     pct("destroy", VMID, "--force")
 
 
+@pytest.fixture
+def served(site) -> None:
+    """The model is served as test_a_change_restarts_once_even_after_a_run_that_died leaves it, also alone."""
+    config = {**ENGINE_CONFIG, "SchedulerConfig": {"max_num_seqs": 2}}
+    site.good("base_setup", "vllm_stack", "vllm_model_server", vllm_model_server_engine_config=config)
+
+
 def completion(model: str) -> str:
     """Ask over the network. Returns the answer's text."""
     body = json.dumps({"model": model, "prompt": "Hello", "max_tokens": 4, "temperature": 0}).encode()
@@ -252,6 +259,7 @@ def test_a_change_restarts_once_even_after_a_run_that_died(site):
 
 
 @pytest.mark.full
+@pytest.mark.usefixtures("served")
 def test_one_that_was_killed_or_hangs_comes_back(site):
     """Killed, systemd starts it again; when it only stands still, the watchdog notices."""
     # In its time limit are the waits of a loaded machine.
@@ -269,6 +277,7 @@ def test_one_that_was_killed_or_hangs_comes_back(site):
 
 
 @pytest.mark.full
+@pytest.mark.usefixtures("served")
 def test_back_on_purpose_and_a_reboot(site):
     config = {**ENGINE_CONFIG, "SchedulerConfig": {"max_num_seqs": 3}}
     assert site.good("vllm_model_server", vllm_model_server_engine_config=config) == 1
@@ -283,6 +292,7 @@ def test_back_on_purpose_and_a_reboot(site):
 
 
 @pytest.mark.full
+@pytest.mark.usefixtures("served")
 def test_a_server_that_can_not_start_is_told_with_its_last_words(site):
     model = {**ENGINE_CONFIG["ModelConfig"], "model": "/models"}
     said = site.refused("vllm_model_server", vllm_model_server_engine_config={"ModelConfig": model})
@@ -294,6 +304,7 @@ def test_a_server_that_can_not_start_is_told_with_its_last_words(site):
 
 
 @pytest.mark.full
+@pytest.mark.usefixtures("served")
 def test_an_installation_that_was_killed_is_done_again(site):
     live = inside("readlink /opt/vllm")
     # The same files and one more name: another release.

@@ -123,6 +123,17 @@ def test_the_second_container_needs_neither_network_nor_compiler(site):
     assert site.index.requests == []
 
 
+def test_another_release_downloads_what_is_new(site):
+    site.good(FIRST)
+    assert len(site.index.files()) == 3, "uv, torch and vllm"
+    site.index.mend()
+    site.write("1.1")
+    site.good(SECOND)
+    assert site.index.files() == ["vllm-1.1-py3-none-any.whl"], "the store has the rest from the release before"
+    assert inside(SECOND, "/opt/vllm/bin/vllm --version") == "1.1"
+    assert len(site.kept()) == 2
+
+
 def test_two_at_once_one_makes_the_wheels(site):
     site.index.pause = 3
     done = site.good(FIRST, SECOND)

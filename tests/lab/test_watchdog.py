@@ -171,9 +171,10 @@ def test_one_that_was_stopped_on_purpose_stays_so(site):
 
 @pytest.mark.full
 def test_a_change_that_fails_is_undone_beside_it(site):
+    site.run()
     killed = told(site).count("is killed")
     said = site.run(code=2, vllm_model_server_ready_timeout=8, **site.engine_config("hangs"))
-    assert "The change was undone: release" in said and "did not answer within 8 s" in said
+    assert "The change was undone: release" in said and "did not answer within 8 s" in said, said
     assert told(site).count("is killed") == killed
     assert "good" in site.answer() and state(site, "NRestarts") == "0"
     assert f"/var/lib/vllm_model_server {LIMIT} 60" in site.inside(f"systemctl cat {SERVICE}"), "its time to load again"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
 import subprocess
 import sys
 import urllib.request
@@ -29,22 +30,24 @@ class Site:
     """An inventory with one container, and what is run on it.
 
     :ivar variables: what the container has besides in the inventory
+    :ivar ca: the file of the CA that is trusted, where the server has a certificate; that has its address in it
     """
 
     def __init__(self, vmid: int, address: str, folder: Path) -> None:
         self.vmid, self.address, self.folder = vmid, address, folder
         self.variables: dict = {}
+        self.ca = ""
         stack = folder / "stacks" / "fake"
         stack.mkdir(parents=True)
         (stack / "stack.yml").write_text(yaml.safe_dump({"name": "fake", "gpu": False}))
 
     def create(
-        self, models: Iterable[str] = ("good",), releases: Iterable[str] = (RELEASE,), memory: int = 512
+        self, models: Iterable[str] = ("good",), releases: Iterable[str] = (RELEASE,), memory: int = 512, disk: int = 2
     ) -> None:
         """Make the container, anew, with folders of models and the stand-in as these releases; the first is live."""
         destroy(self.vmid)
         pct(
-            "create", str(self.vmid), OSTEMPLATE, "--rootfs", "local-btrfs:2", "--unprivileged", "1",
+            "create", str(self.vmid), OSTEMPLATE, "--rootfs", f"local-btrfs:{disk}", "--unprivileged", "1",
             "--memory", str(memory), "--features", "nesting=1", "--hostname", f"server{self.vmid}", "--cores", "2",
             "--net0", f"name=eth0,bridge=vmbr0,ip={self.address}/24,gw=10.92.0.1",
         )  # fmt: skip
@@ -76,9 +79,10 @@ class Site:
     def answer(self, key: str = KEY) -> str:
         """What the server says, over the network: its release, its model and an argument of it."""
         body = json.dumps({"model": "m", "prompt": "Hello"}).encode()
-        request = urllib.request.Request(f"http://{self.address}:{PORT}/v1/completions", body)
+        scheme, context = ("https", ssl.create_default_context(cafile=self.ca)) if self.ca else ("http", None)
+        request = urllib.request.Request(f"{scheme}://{self.address}:{PORT}/v1/completions", body)
         request.add_header("Authorization", f"Bearer {key}")
-        with urllib.request.urlopen(request, timeout=20) as reply:
+        with urllib.request.urlopen(request, timeout=20, context=context) as reply:
             return json.load(reply)["choices"][0]["text"]
 
     def answers(self) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import ssl
 import threading
 import time
 from dataclasses import dataclass
@@ -34,12 +35,15 @@ class Request:
 class SteadyClient:
     """Asks from the beginning of a block to its end.
 
+    :param ca: the file of the CA that is trusted, for a server with TLS; its certificate must have the host's name
     :ivar requests: those that have ended, in the order of their end
     """
 
     def __init__(
-        self, host: str, port: int, key: str = "", model: str = "m", per_second: float = 20, timeout: float = 30
+        self, host: str, port: int, key: str = "", model: str = "m", per_second: float = 20, timeout: float = 30,
+        ca: str = "",
     ) -> None:
+        self.context = ssl.create_default_context(cafile=ca) if ca else None
         self.host, self.port, self.timeout, self.every = host, port, timeout, 1 / per_second
         self.headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
         self.body = json.dumps({"model": model, "prompt": "Hello", "max_tokens": 2})
@@ -68,7 +72,7 @@ class SteadyClient:
 
     def _ask(self) -> None:
         began = time.monotonic()
-        answer, problem = ask(self.host, self.port, self.headers, self.body, self.timeout)
+        answer, problem = ask(self.host, self.port, self.headers, self.body, self.timeout, self.context)
         self.requests.append(Request(began, time.monotonic(), answer, problem))
 
     @property
@@ -91,9 +95,15 @@ class SteadyClient:
         return sum(one.ended < gap[0] or one.began > gap[1] for one in self.failed)
 
 
-def ask(host: str, port: int, headers: dict[str, str], body: str, timeout: float) -> tuple[str, str]:
+def ask(
+    host: str, port: int, headers: dict[str, str], body: str, timeout: float, context: ssl.SSLContext | None = None
+) -> tuple[str, str]:
     """One request. Returns the text of its answer, and what failed: one of the two is empty."""
-    connection = http.client.HTTPConnection(host, port, timeout=timeout)
+    connection: http.client.HTTPConnection
+    if context:
+        connection = http.client.HTTPSConnection(host, port, timeout=timeout, context=context)
+    else:
+        connection = http.client.HTTPConnection(host, port, timeout=timeout)
     try:
         connection.request("POST", "/v1/completions", body, headers)
         response = connection.getresponse()

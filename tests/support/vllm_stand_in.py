@@ -8,15 +8,23 @@ that it was installed in: a file C(broken) beside it has it die. C(slow-N) loads
 C(loads…) for three; C(alone…) finds no room beside another server, and the prompt C(Slowly) takes four seconds. Like
 vLLM it has its port from its start on, and listens there once it is loaded.
 
+With C(ssl-certfile) it speaks TLS; with C(enable-ssl-refresh) it reads its certificate anew when vLLM would: it
+watches the file as it was when it began, so it notices what is written into it, the first rename over it and no further
+one, and a link that is switched not at all.
+
 Files in the model's folder change it while it runs: C(deadlocked) has it answer no completion, but all else; C(busy)
 the same, while its counters of tokens move; C(refuses) has it refuse a completion.
 """
 
+import contextlib
+import ctypes
 import http.server
 import json
 import os
 import signal
+import ssl
 import sys
+import threading
 import time
 
 assert sys.argv[1] == "serve" and sys.argv[3] == "--config", sys.argv
@@ -91,7 +99,8 @@ class Answer(http.server.BaseHTTPRequestHandler):
             time.sleep(0.1)
         if has("refuses"):
             return self.reply(404, {"error": "The model does not exist."})
-        self.reply(200, {"choices": [{"text": f"{release} {behaviour} {lines.get('max-num-seqs')}"}]})
+        text = f"{release} {behaviour} {lines.get('max-num-seqs')}"
+        self.reply(200, {"choices": [{"text": text, "message": {"role": "assistant", "content": text}}]})
 
     def reply(self, status, content):
         body = json.dumps(content).encode()
@@ -105,6 +114,44 @@ class Answer(http.server.BaseHTTPRequestHandler):
         pass
 
 
+def watch(context, certificate, key):
+    """Read the certificate anew as vLLM does (watchfiles, which asks inotify): 50 ms after the file has changed."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    descriptor = libc.inotify_init()
+    # IN_MODIFY, IN_ATTRIB, IN_DELETE_SELF, IN_MOVE_SELF
+    for path in {certificate, key}:
+        assert libc.inotify_add_watch(descriptor, path.encode(), 0x2 | 0x4 | 0x400 | 0x800) > 0
+    while os.read(descriptor, 4096):
+        time.sleep(0.05)
+        try:
+            # In vLLM one thread does this and begins with connections.
+            with Server.lock:
+                context.load_cert_chain(certificate, key)
+            say("Reloading SSL certificate chain")
+        except OSError as error:
+            say(f"SSLCertRefresher failed taking action on file change. Error: {error}")
+
+
+class Server(http.server.ThreadingHTTPServer):
+    lock = threading.Lock()
+    context = None
+
+    def finish_request(self, request, address):
+        # In the thread of the request: a client that says nothing holds up nobody else.
+        with self.lock:
+            request = self.context.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
+        with contextlib.closing(request), contextlib.suppress(OSError):
+            request.do_handshake()
+            super().finish_request(request, address)
+
+
+files = [lines.get(name, "").strip('"') for name in ("ssl-certfile", "ssl-keyfile")]
+if files[0]:
+    server.__class__ = Server
+    Server.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    Server.context.load_cert_chain(*files)
+    if lines.get("enable-ssl-refresh") == "true":
+        threading.Thread(target=watch, args=(Server.context, *files), daemon=True).start()
 server.RequestHandlerClass, server.request_queue_size = Answer, 128
 server.server_activate()
 server.serve_forever()

@@ -83,6 +83,12 @@ TAKEN: dict[str, Any] = {
     "traefik_service": {"name": "a", "port": 80, "scheme": "HTTPS"},
     "portainer_role": "agent",
     "bootstrap_ca_url": "https://10.0.0.10:9000",
+    "bootstrap_ca_fingerprint": ["ab" * 32, ":".join(["0F"] * 32)],
+    "certificates": [
+        {"common_name": "a.b", "sans": "c, 10.0.0.1", "owner": "root:ssl-cert", "permissions": 640, "mode": "0640",
+         "cert_path": "/a", "key_path": "/b", "post_renewal_command": "systemctl reload nginx", "guest_id": 921},
+        {"name": "x", "sans": [" *.c ", "::1"], "post_renewal_command": ["/bin/a", 1], "guest_type": "LXC"},
+    ],
     "trigger_sync_on_completion": False,
     "enable_lifecycle_snapshots": "1",
 }

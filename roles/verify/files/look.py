@@ -3,9 +3,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Looks in the container whether the model server's unit runs what is locked. Prints JSON. Changes nothing."""
 
+import hashlib
 import json
 import os
 import re
+import ssl
 import subprocess
 import sys
 
@@ -36,6 +38,35 @@ def unwatched(unit):
         return ""
     return (f"{timer} is {seen['UnitFileState']} and {seen.get('ActiveState')}, so a server that hangs is not "
             "restarted: run site.yml")  # fmt: skip
+
+
+def trusted(path):
+    """Return the text of the CAs that the container trusts the server's certificate with, and their fingerprints."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            text = file.read()
+    except OSError:
+        return "", []
+    found = re.findall(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", text, re.S)
+    return "\n".join(found), [hashlib.sha256(ssl.PEM_cert_to_DER_cert(one)).hexdigest() for one in found]
+
+
+def renewal(timer):
+    """Return what is wrong with the timer that renews the certificate, and when it is due next."""
+    command = ["systemctl", "show", timer, "--property=ActiveState,UnitFileState,NextElapseUSecRealtime,"
+               "NextElapseUSecMonotonic,Unit,LoadState"]  # fmt: skip
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    seen = dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
+    if seen.get("LoadState") != "loaded":
+        return f"there is no {timer}, so the certificate is not renewed: run site.yml", ""
+    if (seen.get("ActiveState"), seen.get("UnitFileState")) != ("active", "enabled"):
+        return (f"{timer} is {seen.get('UnitFileState')} and {seen.get('ActiveState')}, so the certificate is not "
+                "renewed: run site.yml"), ""  # fmt: skip
+    result = properties(seen["Unit"]).get("Result")
+    if result not in ("success", "", None):
+        return f"the last renewal failed (systemd says {result}); see journalctl -u {seen['Unit']}", ""
+    due = seen.get("NextElapseUSecRealtime") or seen.get("NextElapseUSecMonotonic") or ""
+    return ("" if due not in ("", "infinity", "0") else f"{timer} has no next time: run site.yml"), due
 
 
 def release_of(pid):
@@ -74,7 +105,7 @@ def locked(release):
     return {normal(name): version for name, version in lines}
 
 
-def main(unit):
+def main(unit, ca="", timer=""):
     """Print what there is, and what is wrong with it, a sentence each."""
     problems, differences = [], []
     seen = properties(unit)
@@ -106,12 +137,17 @@ def main(unit):
         if there.get(name, "").split("+")[0] != version.split("+")[0]:
             has = there.get(name, "none")
             differences.append(f"{name} is locked at {version}, and {release} has {has}: run site.yml")
+    tls = {}
+    if ca:
+        tls["ca"], tls["fingerprints"] = trusted(ca)
+    if timer:
+        tls["renewal"], tls["next"] = renewal(timer)
     print(json.dumps({
-        "problems": problems, "differences": differences,
+        "tls": tls, "problems": problems, "differences": differences,
         "release": os.path.basename(release), "unit": seen, "record": record,
         "vllm": record.get("vllm", ""), "compared": len(expected),
     }))  # fmt: skip
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -46,6 +46,23 @@ def test_sizes(hosts: list[int], sizes: list[int]) -> None:
     assert wave_sizes([f"ctid_{host}" for host in hosts], GROUPS) == [*sizes, 1]
 
 
+@pytest.mark.parametrize(
+    ("serves", "sizes"),
+    [
+        ({"a": [910]}, [1, 2, 3]),
+        ({"a": [920, 922]}, [1, 2, 2, 1]),
+        ({"a": [920, 921, 922]}, [1, 2, 1, 1, 1]),
+        ({"a": [920, 921], "b": [921, 922]}, [1, 2, 1, 1, 1]),
+        ({"a": [901, 920]}, [1, 2, 3]),  # of two waves in any case
+        ({"a": [921, 922], "b": [920]}, [1, 2, 2, 1]),
+    ],
+)
+def test_of_those_that_serve_the_same_one_goes_on_answering(serves: dict, sizes: list[int]) -> None:
+    groups = {**GROUPS, **{name: [*GROUPS[name], "ctid_922"] for name in ("wave_2", "clones_of_901")}}
+    groups |= {f"serves_{name}": [f"ctid_{host}" for host in hosts] for name, hosts in serves.items()}
+    assert wave_sizes([*GROUPS["all"], "ctid_922"], groups) == [*sizes, 1]
+
+
 @given(st.lists(st.sampled_from(GROUPS["all"]), unique=True))
 def test_a_batch_is_of_one_wave_and_makes_no_source_twice(hosts: list[str]) -> None:
     rest = list(hosts)

@@ -105,6 +105,39 @@ def test_groups(group: str, hosts: list[str]) -> None:
     assert members(populated(), group) == hosts
 
 
+@pytest.mark.parametrize(
+    ("entry", "served"),
+    [
+        ({"application_script": "vllm.sh"}, ["serves_llama"]),
+        ({}, []),  # nothing serves it
+        ({"application_script": "vllm.sh", "is_template": True}, []),
+    ],
+)
+def test_groups_of_what_is_served(entry: dict, served: list[str]) -> None:
+    engine = {"ModelConfig": {"model": "m/x"}, "ServerConfig": {"served_model_name": "llama"}}
+    declared = {"name": "a", "template": "x", "vllm_engine_config": engine, **entry}
+    config = {"lxc_configs": {"900": BASE, "921": declared}}
+    groups = populated(config).groups
+    assert [name for name in groups if name.startswith("serves_")] == served
+    assert all(members(populated(config), name) == ["ctid_921"] for name in served)
+
+
+@pytest.mark.parametrize(
+    ("top", "expected"),
+    [
+        ({}, {}),
+        ({"nvidia_driver_version": "580.95.05"}, {"nvidia_driver_version": "580.95.05"}),
+        ({"nvidia_driver_version": 580}, {"nvidia_driver_version": "580"}),
+        ({"nvidia_driver_version": "", "nvidia_repo_url": None}, {}),
+        ({"nvidia_repo_url": "http://a/", "nvidia_runfile_url": "http://b.run"},
+         {"nvidia_repo_url": "http://a/", "nvidia_runfile_url": "http://b.run"}),
+    ],
+)  # fmt: skip
+def test_what_is_said_of_the_driver_is_each_containers(top: dict, expected: dict) -> None:
+    variables = populated({"lxc_configs": CONFIG["lxc_configs"], **top}).hosts["ctid_921"].vars
+    assert {name: value for name, value in variables.items() if name.startswith("nvidia_")} == expected
+
+
 def test_variables_of_a_container() -> None:
     variables = populated().hosts["ctid_921"].vars
     expected = {

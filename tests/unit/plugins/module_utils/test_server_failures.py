@@ -49,6 +49,11 @@ JOURNALS = {
     ),
     "memory": raised("RuntimeError: [enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate "
                      "memory: you tried to allocate 8589934592 bytes. Error code 12 (Cannot allocate memory)"),
+    "certificate": [
+        "The model server's certificate /etc/x/fullchain.pem can't be read: No such file or directory.",
+        "vllm_model_server.service: Control process exited, code=exited, status=1/FAILURE",
+        "vllm_model_server.service: Failed with result 'exit-code'.",
+    ],
     "port taken": [*STARTED, f"{API}Traceback (most recent call last):",
                    f"{API}OSError: [Errno 98] Address already in use"],
     "gated model": [

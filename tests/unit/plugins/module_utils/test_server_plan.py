@@ -3,6 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -325,3 +326,70 @@ def test_how_far_a_switch_is(phase, words):
     assert server_plan.doing({"ActiveState": "active", "SubState": "running"}, phase) == words
     waits = server_plan.doing({"ActiveState": "activating", "SubState": "start-pre"}, phase)
     assert (waits == words) == (phase not in ("ready", "beside"))
+
+
+# --- its certificate ----------------------------------------------------------------------------------------------
+
+FLAGS = {"ssl-certfile": {"kind": "text"}, "enable-ssl-refresh": {"kind": "boolean"}}
+PAIR = ("/c/fullchain.pem", "/c/privkey.pem")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ca", "expected"),
+    [
+        ({}, "", False),
+        ({}, "/c/ca.pem", False),
+        ({"ssl-certfile": "/mine.pem"}, "", True),
+        ({"ssl-certfile": "/mine.pem"}, "/c/ca.pem", {"ca": "/c/ca.pem", "name": "a"}),
+    ],
+)
+def test_without_a_certificate_of_the_role_s(arguments, ca, expected):
+    assert server_plan.tls("", "", ca, "a", arguments, FLAGS) == (expected, {})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flags", "refresh"),
+    [
+        ({}, FLAGS, True),
+        ({"enable-ssl-refresh": True}, FLAGS, True),
+        ({"enable-ssl-refresh": False}, FLAGS, False),
+        # Another release, or one whose table nobody has.
+        ({}, {"ssl-certfile": {}}, False),
+        ({}, {}, False),
+    ],
+)
+def test_a_certificate_of_the_role_s(arguments, flags, refresh):
+    asked, added = server_plan.tls(*PAIR, "/c/ca.pem", "a", arguments, flags)
+    assert asked["refresh"] is refresh and added.get("enable-ssl-refresh", False) is refresh
+    assert (asked["ca"], asked["name"], asked["certificate"], asked["key"]) == ("/c/ca.pem", "a", *PAIR)
+    assert added["ssl-certfile"] == added["ssl-keyfile"] == asked["file"]
+    assert re.fullmatch(r"/run/vllm_model_server/[0-9a-f]{16}\.pem", asked["file"])
+
+
+@pytest.mark.parametrize("arguments", [{"ssl-certfile": "/mine.pem"}, {"ssl-keyfile": "/mine.pem"}])
+def test_two_certificates_are_refused(arguments):
+    with pytest.raises(UnitError, match=r"^ssl_(cert|key)file is in vllm_engine_config, and the role has a "):
+        server_plan.tls(*PAIR, "", "a", arguments, FLAGS)
+    with pytest.raises(UnitError, match="vllm_model_server_key_file is not: set both"):
+        server_plan.tls(PAIR[0], "", "", "a", {}, FLAGS)
+
+
+@pytest.mark.parametrize(
+    ("refresh", "how"), [(True, ""), (False, ", for which it is restarted when it has answered its requests")]
+)
+def test_a_renewal_that_was_not_taken_over_is_a_step(refresh, how):
+    target = replace(TARGET, probe={**PROBE, "tls": {"refresh": refresh}})
+    [step] = server_plan.plan(target, replace(SEEN, certified=False), "vllm", "x.service", "/c")
+    assert (step.action, step.text) == ("certificate", f"have x.service serve the certificate that was renewed{how}")
+    # One that is replaced takes it by itself.
+    steps = server_plan.plan(target, replace(SEEN, certified=False, digest="o"), "vllm", "x.service", "/c")
+    assert [step.action for step in steps] == ["restart"]
+
+
+def test_what_copies_the_certificate_is_a_line_of_the_unit():
+    words = {"@EXEC_START@": "x", "@DIGEST@": "d", "@CERTIFICATE@": "ExecStartPre=+copy"}
+    template = "a\n@CERTIFICATE@\n@EXEC_START@ @DIGEST@\n"
+    assert server_plan.fill_unit(template, words) == "a\nExecStartPre=+copy\nx d\n"
+    assert server_plan.fill_unit(template, {**words, "@CERTIFICATE@": ""}) == "a\nx d\n"
+    with pytest.raises(UnitError, match="has no @CERTIFICATE@ in it"):
+        server_plan.fill_unit(template.replace("@CERTIFICATE@", ""), words)

@@ -221,6 +221,13 @@ class TestLife:
 USED = {"a-000000000001": 1.0, "a-000000000002": 2.0, "b-000000000003": 3.0}
 
 
+def test_what_other_releases_have_of_a_lock():
+    one, two = ({"a.whl": DIGEST, "b.whl": "b" * 64}, {"c.whl": "c" * 64, "a.whl": DIGEST})
+    found = [store_plan.Manifest(RELEASE, files, b"") for files in (one, two)]
+    assert store_plan.known([DIGEST, "c" * 64, "d" * 64], found) == {"a.whl": DIGEST, "c.whl": "c" * 64}
+    assert store_plan.known([], found) == {}
+
+
 class TestWhatGoes:
     @pytest.mark.parametrize(
         ("keep", "spared", "gone"),

@@ -311,3 +311,90 @@ def test_a_report_of_nothing():
     report = verification.report_of([], "t", True)
     assert report["passed"] and report["check_mode"]
     assert verification.text_of(report).splitlines()[-1] == "0 containers, 0 checks."
+
+
+# --- the certificate ----------------------------------------------------------------------------------------------
+
+HOUR = 3600
+TLS = {"percent": 20, "days": 14, "fingerprints": [], "timer": "c.timer"}
+SHOWN = {"problem": "", "names": ["a", "10.0.0.1"], "serial": "0A", "not_after": "2026-12-01 00:00 UTC",
+         "life": 24 * HOUR, "left": 20 * HOUR}  # fmt: skip
+ARMED = {"tls": {"ca": "text", "fingerprints": ["ab" * 32], "renewal": "", "next": "Sat 2026-11-28 08:00:00 UTC"}}
+
+
+def of_tls(shown: dict | None = SHOWN, inside: dict = ARMED, done: dict | None = None, **tls) -> dict[str, tuple]:
+    """Check → (result, message), of a server with a certificate."""
+    completion = {"choices": [{"text": "Hi"}]}
+    done = done or reply(completion, **({"certificate": shown} if shown else {}))
+    result = verification.result_of({"tls": {**TLS, **tls}, "look": look(**inside), "completion": done})
+    return {check["check"]: (check["result"], check["message"]) for check in result["checks"]}
+
+
+def test_a_good_certificate():
+    assert of_tls() == {
+        "unit": ("passed", ""), "release": ("passed", "cpu-1: 120 packages are as locked"),
+        "certificate": ("passed", "a, 10.0.0.1, until 2026-12-01 00:00 UTC"),
+        "renewal": ("passed", "next at Sat 2026-11-28 08:00:00 UTC"), "completion": ("passed", "Hi"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("life", "left", "passed"),
+    [
+        (24 * HOUR, 5 * HOUR, True),
+        (24 * HOUR, 4 * HOUR, False),
+        # Of a long one, so many days are enough.
+        (365 * 24 * HOUR, 15 * 24 * HOUR, True),
+        (365 * 24 * HOUR, 13 * 24 * HOUR, False),
+        (5 * 60, 61, True),
+        (5 * 60, 59, False),
+        (24 * HOUR, 0, False),
+        (24 * HOUR, -5, False),
+    ],
+)
+def test_its_remaining_life(life, left, passed):
+    result, message = of_tls({**SHOWN, "life": life, "left": left})["certificate"]
+    assert result == ("passed" if passed else "failed"), message
+    assert passed or message.startswith("it ends at 2026-12-01 00:00 UTC, ")
+
+
+def test_times_in_words():
+    assert [verification._duration(seconds) for seconds in (-1, 5, 200, 9 * HOUR, 71 * HOUR)] == [
+        "0 seconds", "5 seconds", "3 minutes", "9 hours", "3 days"]  # fmt: skip
+
+
+def test_a_certificate_that_is_not_trusted_is_told_once():
+    bad = {"passed": False, "status": 0, "outcome": "its certificate has expired", "url": f"{URL}/v1/completions",
+           "certificate": {"problem": "has expired, at \x1b2026"}}  # fmt: skip
+    found = of_tls(done=bad)
+    assert found["certificate"] == ("failed", "it has expired, at \N{REPLACEMENT CHARACTER}2026")
+    assert found["completion"] == ("skipped", "not asked, see the certificate")
+
+
+def test_without_an_answer_it_is_seen_in_the_completion():
+    done = {"passed": False, "status": 0, "outcome": "no answer: Connection refused", "url": f"{URL}/v1/completions"}
+    found = of_tls(done=done)
+    assert found["certificate"] == ("skipped", "none was shown, see the completion")
+    assert found["completion"][0] == "failed"
+    assert of_tls(done={"skipped": True})["certificate"] == ("skipped", "not run in check mode")
+    assert of_tls(done=UNREACHABLE)["certificate"][0] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("fingerprints", "passed"),
+    [
+        ([], True), (["ab" * 32], True), (["cd" * 32, ":".join(["AB"] * 32)], True), ("ab" * 32, True),
+        (["cd" * 32], False),
+    ],
+)  # fmt: skip
+def test_the_ca_is_the_declared_one(fingerprints, passed):
+    result, message = of_tls(fingerprints=fingerprints)["certificate"]
+    assert result == ("passed" if passed else "failed")
+    assert passed or message.startswith(f"the CA that the container trusts has the fingerprint {'ab' * 32}, and")
+
+
+def test_its_timer():
+    told = {"tls": {**ARMED["tls"], "renewal": "c.timer is disabled", "next": ""}}
+    assert of_tls(inside=told)["renewal"] == ("failed", "c.timer is disabled")
+    assert "renewal" not in of_tls(timer="")
+    assert "renewal" not in verification.result_of({"tls": TLS, "look": UNREACHABLE, "completion": UNREACHABLE})

@@ -10,12 +10,14 @@ import glob
 import http.server
 import json
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 from ansible_collections.phoenix.hypervisor.plugins.modules import container_check
+from certificates import Authority, serial
 
 KEY = "hunter2-$HOME\"'%"
 
@@ -173,3 +175,64 @@ def test_a_name_that_no_variable_can_have(run):
 def test_check_mode_runs_nothing(run, tmp_path):
     result = run(check=True, vmid=921, command=f"touch {tmp_path}/ran")
     assert result["skipped"] and not result["changed"] and not (tmp_path / "ran").exists()
+
+
+# --- with a certificate -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tls(tmp_path) -> Iterator:
+    """A function that starts the server with a certificate, and returns its URL."""
+    servers = []
+
+    def start(certificate: str, key: str) -> str:
+        (tmp_path / "both.pem").write_text(key + certificate)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(tmp_path / "both.pem")
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"https://127.0.0.1:{server.server_port}/"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_url_with_a_certificate(run, tls, tmp_path):
+    authority = Authority(tmp_path)
+    pair = authority.issue("model.example", "10.0.0.1", ends=7200)
+    url = tls(*pair)
+    result = run(url=f"{url}v1?y=/201", ca=authority.text, server_name="model.example", body={"a": 1}, api_key=KEY)
+    assert result["passed"] and result["content"] == 'POST {"a": 1} Bearer ***', result
+    assert result["status"] == 201, "the whole path has arrived"
+    certificate = result["certificate"]
+    assert certificate["names"] == ["model.example", "10.0.0.1"] and certificate["problem"] == ""
+    assert int(certificate["serial"], 16) == serial(pair[0]) and certificate["not_after"].endswith(" UTC")
+    assert certificate["life"] == 7200 + 3600 and 7000 < certificate["left"] <= 7200
+    assert run(url=f"{url}404", ca=authority.text, server_name="model.example")["outcome"] == "HTTP status 404"
+
+
+def test_what_is_wrong_with_a_certificate_is_told(run, tls, tmp_path):
+    authority, other = Authority(tmp_path), Authority(tmp_path, "other")
+    good, expired = tls(*authority.issue("a")), tls(*authority.issue("a", begins=-9000, ends=-60))
+    cases = {
+        "is not for the name b": (good, authority.text, "b"),
+        "is not for the name 127.0.0.1": (good, authority.text, ""),
+        "is from no CA that is in the site's CA": (good, other.text, "a"),
+        "is from no CA that is in the system's store of CAs": (good, "", "a"),
+        "has expired, at 20": (expired, authority.text, "a"),
+        "can't be checked, because the site's CA has no certificate in it": (good, "nothing", "a"),
+    }
+    for expected, (url, ca, name) in cases.items():
+        result = run(url=url, ca=ca, server_name=name, api_key=KEY)
+        assert result["certificate"]["problem"].startswith(expected), expected
+        assert not result["passed"] and result["outcome"].startswith(f"its certificate {expected}")
+        assert (result["status"], result["content"]) == (0, "")
+
+
+def test_a_server_that_speaks_no_tls(run, url):
+    result = run(url=url.replace("http", "https"), server_name="a")
+    assert not result["passed"] and result["outcome"].startswith("no answer: ") and "certificate" not in result

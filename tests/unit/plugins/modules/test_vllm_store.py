@@ -147,6 +147,27 @@ class TestTheWay:
         done = run("given")
         assert (done["release"], done["claimed"], done["refused"]) == (RELEASE, True, {})
 
+    def test_what_other_releases_have_as_well_is_given_to_who_makes_one(self, run, kept):
+        """And comes back from the store when its wheels are kept."""
+        same = {name: content for name, content in FILES.items() if name.startswith("a-")}
+        locked = [hashlib.sha256(content).hexdigest() for content in (*same.values(), b"c")]
+        done = both(run, "given", OTHER, locked=locked)
+        assert (done["changed"], done["given"], done["claimed"], done["sent"]) == (True, False, True, 300_000)
+        assert done["steps"][1] == "give CTID 921 what other releases in the store have of it: 1 files"
+        assert content_of(kept.wheels(OTHER)) == same and not (kept.wheels(OTHER) / "manifest.json").exists()
+        again = both(run, "given", OTHER, locked=locked)
+        assert (again["changed"], again["claimed"], again["sent"]) == (False, True, 0)
+        kept.make(OTHER, {**same, "c-1.0-py3-none-any.whl": b"c"})
+        assert run("kept", OTHER)["sent"] == 1
+
+    def test_a_damaged_file_of_another_release_is_not_given(self, run, kept):
+        name = "a-1.0-py3-none-any.whl"
+        (kept.root / RELEASE / name).write_bytes(b"other")
+        locked = [hashlib.sha256(content).hexdigest() for content in FILES.values()]
+        assert run("given", OTHER, locked=locked)["sent"] == len(b"python")
+        assert name not in content_of(kept.wheels(OTHER))
+        assert [path.name.startswith("a-1.0") for path in (kept.root / "damaged").iterdir()] == [True]
+
     def test_check_mode_makes_nothing(self, run, place):
         run("given", check=True)
         place.make()
