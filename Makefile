@@ -35,23 +35,28 @@ lab-status: ## Say what of the lab is there
 # --- tests --------------------------------------------------------------------------------------------------------
 
 .PHONY: test
-test: test-unit test-lint test-sanity test-build test-lab test-molecule ## All tests (what CI runs)
+test: test-unit test-lint test-sanity test-build test-awx test-lab test-molecule ## All tests (what CI runs)
 	@echo "All tests passed."
 
-.PHONY: test-unit test-lint test-sanity test-build test-lab test-molecule test-full
+.PHONY: test-unit test-lint test-sanity test-build test-awx test-lab test-molecule test-full
 test-unit: $(DEV) ## Pure code, in seconds
 	@tools/step "unit tests" python -m pytest -m "not lab" tests/unit lab/tests
 
 test-lint: $(DEV) ## ansible-lint at the production profile, ruff
 	@tools/step "ruff" ruff check .
 	@tools/step "schema" tools/schema --check
+	@tools/step "licences" reuse lint --quiet
+	@tools/step "changelog" antsibull-changelog lint
 	@tools/step "ansible-lint" ansible-lint --offline --strict --profile production
 
 test-sanity: $(DEV) ## ansible-test sanity
 	@tools/step "ansible-test sanity" tools/sanity
 
 test-build: $(DEV) ## The collection archive holds what it should
-	@tools/step "collection build" python -m pytest tests/archive
+	@tools/step "collection build" python -m pytest -m "not full" tests/archive
+
+test-awx: $(DEV) ## AWX as code on a stand-in for its API, the execution environment
+	@tools/step "AWX" python -m pytest -m "not full" tests/awx
 
 # What runs inside containers beside what is done on the node; each file has CTIDs of its own.
 INSIDE := $(wildcard tests/lab/test_model*.py tests/lab/test_two*.py tests/lab/test_v*.py tests/lab/test_watchdog.py)
@@ -63,9 +68,19 @@ test-lab: $(DEV) lab-up ## The modules, the connection, the roles and the lab it
 test-molecule: $(DEV) lab-up ## The lineage 900 → 901 → 921 from nothing, twice
 	@tools/step "molecule default" molecule test -s default
 
-test-full: test test-properties test-parser test-campaigns ## All tests, and what is too slow for every change
+test-full: test test-properties test-parser test-campaigns test-publish ## All tests, and what is too slow for every change
 
-.PHONY: test-properties test-parser test-campaigns
+.PHONY: test-properties test-parser test-campaigns test-publish
+test-publish: $(DEV) ## What a collection that is published has to pass, and each ansible-core that is supported
+	@for core in 2.17 2.21; do \
+		tools/step "ansible-test sanity, ansible-core $$core" tools/sanity --core $$core && \
+		tools/step "ansible-test units, ansible-core $$core" tools/sanity --core $$core --units || exit 1; \
+	done
+	@tools/step "ansible-test units" tools/sanity --units
+	@tools/step "documentation" antsibull-docs lint-collection-docs --plugin-docs .
+	@tools/step "publishing" python -m pytest -m full tests/archive
+	@tools/step "AWX on each ansible-core" python -m pytest -m full tests/awx
+
 test-parser: $(DEV) ## What vLLM's own parsers make of 3,000 engine configs each
 	@tools/parser_environment 0.32.0
 	@tools/parser_environment 0.10.2
@@ -101,14 +116,16 @@ $(DEV): requirements-dev.txt
 requirements: $(DEV) ## Pin again what requirements*.in ask for
 	uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header -o requirements.txt requirements.in
 	uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header -o requirements-dev.txt requirements-dev.in
+	uv pip compile -q --universal --python-version 3.12 --no-annotate --no-header -c requirements-dev.txt -o requirements-ee.txt requirements-ee.in
 
 lock: $(DEV) ## Lock a stack again: NAME=… (shipped, or a folder), TORCH_INDEX=… (mirror), FIND_LINKS=… (wheels)
 	@test -n "$(NAME)" || { echo "make lock NAME=<a shipped stack or the folder of one of yours>" >&2; exit 2; }
 	@python tools/lock_stack.py "$(NAME)" $(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)") \
 		$(if $(FIND_LINKS),--find-links "$(FIND_LINKS)")
 
-schema: $(DEV) ## Write schemas/ again from the table of keys
+schema: $(DEV) ## Write schemas/ again from the table of keys, the roles' READMEs from their argument specs
 	tools/schema
+	tools/role_readmes
 
 pages: $(DEV) ## Write the pages again that are made from the code (docs/support.md, docs/json.md)
 	tools/pages

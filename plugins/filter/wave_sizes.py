@@ -52,6 +52,16 @@ def wave_sizes(hosts: Sequence[str], groups: Mapping[str, Sequence[str]]) -> lis
     return [*sizes, 1]
 
 
+def wave_order(hosts: Sequence[str], groups: Mapping[str, Sequence[str]]) -> list[str]:
+    """The hosts in the order of their waves; within one, and those without one at the end, as they come.
+
+    :param hosts: names of hosts
+    :param groups: the magic variable of this name
+    """
+    waves = _groups_of(hosts, groups, "wave")
+    return sorted(hosts, key=lambda host: (host not in waves, int(waves.get(host, 0))))
+
+
 class FilterModule:
     def filters(self) -> dict:
-        return {"wave_sizes": wave_sizes}
+        return {"wave_sizes": wave_sizes, "wave_order": wave_order}

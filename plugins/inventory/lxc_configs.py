@@ -71,6 +71,8 @@ options:
   live_api_host:
     description: Address of a node whose REST API is asked instead of the nodes' files, for O(live). Needs proxmoxer.
     type: str
+    env:
+      - name: PROXMOX_HOST
   live_api_port:
     description: Port of the REST API.
     type: int
@@ -94,6 +96,8 @@ options:
     description: Whether the API's certificate has to be trustworthy.
     type: bool
     default: true
+    env:
+      - name: PROXMOX_VALIDATE_CERTS
   live_ca_path:
     description: File of the CA that signed it. Left out, the system's CAs.
     type: str

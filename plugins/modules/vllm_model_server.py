@@ -287,6 +287,11 @@ gap_reason:
   type: str
   returned: when a server that answered was replaced
   sample: GPU 0 has 2.9 of 31.4 GiB free, and the new one wants 29.3
+former:
+  description: The digest of the state that answered before this change, empty when nothing changed or there was none.
+  type: str
+  returned: success
+  sample: 0123456789abcdef
 states:
   description: The states that can be gone back to, the latest last.
   type: list
@@ -1503,6 +1508,7 @@ class Run:
             completion=answer,
             seconds=self.waiting.get("seconds", 0.0),
             states=[server_plan.describe(entry, states.good) for entry in states.history],
+            former=self.waiting["former"] if changed else "",
             **self.gap(),
             **self.shown,
         )

@@ -29,8 +29,9 @@ SHELLS = ("shell", "bash", "sh", "console")
 API = {"/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/health", "/metrics"}
 # Programs of which only the words are looked at: they are not ours, and need a node, a container or a network.
 OTHERS = {
-    "ansible-galaxy", "ansible-navigator", "ansible-vault", "apt-get", "cd", "chmod", "df", "dmesg", "echo", "git",
-    "ls", "mkdir", "nvidia-modprobe", "nvidia-smi", "pip", "python", "python3", "rm", "scp", "ss", "ssh", "tail",
+    "ansible-builder", "ansible-galaxy", "ansible-navigator", "ansible-vault", "apt-get", "cd", "chmod", "df", "dmesg",
+    "echo", "git", "ls", "mkdir", "nvidia-modprobe", "nvidia-smi", "pip", "podman", "python", "python3", "rm", "scp",
+    "ss", "ssh", "ssh-copy-id", "tail",
 }  # fmt: skip
 
 
@@ -163,6 +164,10 @@ def _given(arguments: list[str]) -> str:
         if word not in ("-e", "--extra-vars"):
             continue
         text = arguments[place + 1]
+        if text.startswith("@"):
+            if not (ROOT / text[1:]).is_file():
+                return f"there is no {text[1:]}"
+            continue
         names = json.loads(text) if text.startswith("{") else [part.partition("=")[0] for part in shlex.split(text)]
         unknown = [name for name in names if name not in variables()]
         if unknown:

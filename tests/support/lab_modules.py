@@ -32,6 +32,8 @@ _API_COMMANDS = (
     (r"POST .*/status/(\w+)", ""), (r"POST .*/template", "template"), (r"DELETE .*/lxc/\d+", "destroy"),
     (r"POST .*/snapshot", "snapshot"), (r"DELETE .*/snapshot/\S+", "delsnapshot"), (r"POST .*/rollback", "rollback"),
 )  # fmt: skip
+# `ansible-test units` has ansible-core on the path only.
+_PATH = os.pathsep.join(filter(None, [str(ROOT / ".ansible/collections"), os.environ.get("PYTHONPATH", "")]))
 _way: list[tuple[str, str]] = [("node", "")]
 
 
@@ -92,7 +94,7 @@ def start_module(name: str, check: bool, options: dict, **variables: str) -> sub
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT / ".ansible/collections"), **variables},
+        env={**os.environ, "PYTHONPATH": _PATH, **variables},
     )
     assert process.stdin is not None
     process.stdin.write(json.dumps({"ANSIBLE_MODULE_ARGS": arguments}))

@@ -12,7 +12,9 @@ import contextlib
 import io
 import json
 import os
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -20,6 +22,9 @@ from ansible.module_utils import basic
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.phoenix.hypervisor.plugins.module_utils import inside, process
 from hypothesis import settings
+
+# pyproject.toml says this to pytest; `ansible-test units` has settings of its own.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "support"))
 
 # A loaded machine is slow now and then; a case that takes long is no fault.
 settings.register_profile("full", max_examples=10_000, deadline=None)

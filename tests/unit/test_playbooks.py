@@ -27,7 +27,7 @@ def test_every_declared_variable_is_passed_on():
 
 
 # The JSON doesn't give container_devices, but host_vars may.
-@pytest.mark.parametrize("name", sorted({*ROLE_VARIABLES, "container_devices"} - {"container_vmid"}))
+@pytest.mark.parametrize("name", sorted({*ROLE_VARIABLES, "container_devices"} - {"container_vmid", "vllm_stack_name"}))
 def test_a_silent_declaration_leaves_the_roles_default(name):
     role = max((role for role in ROLES if name.startswith(f"{role}_")), key=len)
     match = re.fullmatch(
@@ -47,6 +47,11 @@ def test_null_passes_the_spec_of_every_core():
     nullable = [options[name] for name, default in defaults.items() if default is None]
     assert nullable
     assert all(option["type"] == "list" and option.get("elements", "str") == "str" for option in nullable)
+
+
+def test_a_stack_that_is_asked_for_comes_before_the_declared_one():
+    assert "asked_stack', hostvars[phoenix_host].vllm_stack_name | default('')" in PASSED["vllm_stack_name"]
+    assert _read("roles/vllm_stack/defaults/main.yml")["vllm_stack_name"] == ""
 
 
 @pytest.mark.parametrize("role", ROLES)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ansible_collections.phoenix.hypervisor.plugins.filter.wave_sizes import wave_sizes
+from ansible_collections.phoenix.hypervisor.plugins.filter.wave_sizes import wave_order, wave_sizes
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -78,7 +78,7 @@ def test_a_batch_is_of_one_wave_and_makes_no_source_twice(hosts: list[str]) -> N
 
 def batches(tmp_path: Path, *arguments: str) -> list[str]:
     """The batches of site.yml's second play, with the example's inventory, on this ansible-core."""
-    _refuse, play = yaml.safe_load((ROOT / "playbooks/site.yml").read_text())
+    _refuse, play, _failed = yaml.safe_load((ROOT / "playbooks/site.yml").read_text())
     task = {"ansible.builtin.debug": {"msg": "BATCH {{ ansible_play_batch | join(' ') }}"}, "run_once": True}
     kept = {key: play[key] for key in ("hosts", "gather_facts", "order", "serial", "vars")}
     playbook = tmp_path / "play.yml"
@@ -110,3 +110,11 @@ def test_the_batches_of_a_run(tmp_path: Path, arguments: list[str], expected: li
     assert batches(tmp_path, *arguments) == [
         " ".join(f"ctid_{number}" for number in batch.split()) for batch in expected
     ]
+
+
+def test_the_order_of_the_waves():
+    """AWX hands hosts on by their names; a source comes before its clones all the same."""
+    hosts = ["ctid_1000", "ctid_900", "ctid_901", "ctid_920", "pve"]
+    groups = {**GROUPS, "wave_0": ["ctid_920"], "wave_2": ["ctid_900"], "wave_10": ["ctid_1000"]}
+    assert wave_order(hosts, groups) == ["ctid_920", "ctid_901", "ctid_900", "ctid_1000", "pve"]
+    assert wave_order([], groups) == [] and wave_order(["b", "a"], {}) == ["b", "a"]
