@@ -379,8 +379,8 @@ class Run:
         began = time.time()
         if self.params["renew"]:
             renewal.write(renewal.FORCE, "")
-        # It ends with a failure, too, when something is still to be done; why is in the status. A run of the timer's that
-        # had begun before this one's changes is waited for, and doesn't count.
+        # It ends with a failure, too, when something is still to be done; why is in the status. A run of the timer's
+        # that had begun before this one's changes is waited for, and doesn't count.
         for _number in range(3):
             self.module.run_command(["systemctl", "start", renewal.UNIT])
             status = renewal.read_json(renewal.STATUS)
