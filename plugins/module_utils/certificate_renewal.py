@@ -60,8 +60,9 @@ TEMPORARY = 75
 OWN_CA_DAYS = 3650
 # Seconds for one answer of the CA; for a command after a renewal (a model may have to be loaded again).
 ANSWER, COMMAND = 20, 3600
-# How often a request to the CA is tried when that is what it takes (a nonce that was refused, a CA that is busy).
-TRIES = 3
+# How often the CA is asked when that is what it takes: one that is busy; one that refuses nonces that were good, of
+# which uacme itself takes three for each request.
+TRIES = {"busy": 3, "uacme": 3, "nonce": 10}
 PEM_CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.S)
 # The extension of RFC 8737 with which a certificate answers a tls-alpn-01 challenge.
 ACME_IDENTIFIER = "1.3.6.1.5.5.7.1.31"
@@ -886,18 +887,18 @@ def by_acme(config, entry, folder, now):
     key = new_key()
     write(f"{folder}/key.pem", key)
     names, optional = entry["names"], [name for name in entry.get("optional_names", []) if name not in entry["names"]]
-    for number in range(TRIES):
+    tried = dict.fromkeys(TRIES, 0)
+    while True:
         try:
             return ask(config, [*names, *optional], f"{folder}/key.pem", folder), key, []
         except RenewalError as error:
-            last = error
             if (optional and error.kind in ("name", "refused")) or error.name in optional:
+                last = error
                 break
-            if error.kind not in ("nonce", "busy", "uacme"):
+            tried[error.kind] = tried.get(error.kind, 0) + 1
+            if tried[error.kind] >= TRIES.get(error.kind, 1):
                 raise
-            time.sleep(1 + 2 * number)
-    else:
-        raise last
+            time.sleep(0.5 if error.kind == "nonce" else 2 * tried[error.kind])
     # An address is more than many a CA allows; without it the certificate is good, too.
     tell(f"{entry['name']}: there is no certificate with {', '.join(optional)} in it, so it is asked without. {last}")
     return ask(config, names, f"{folder}/key.pem", folder), key, optional

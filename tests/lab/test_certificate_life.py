@@ -79,11 +79,11 @@ def test_the_ca_comes_back_after_they_have_expired(client):
 
 @pytest.mark.parametrize("challenge", ["http-01", "tls-alpn-01"])
 def test_a_ca_that_refuses_nonces_and_validates_slowly(client, challenge):
-    """Half of all good nonces are refused; each validation waits some seconds; a restart has forgotten everything."""
+    """Three of ten good nonces are refused; each validation waits some seconds; a restart has forgotten everything."""
     roots = client.folder / "roots.pem"
 
     def start() -> dict:
-        root = client.ca.start_pebble(PEBBLE_WFE_NONCEREJECT="50", PEBBLE_VA_SLEEPTIME="4")
+        root = client.ca.start_pebble(PEBBLE_WFE_NONCEREJECT="30", PEBBLE_VA_SLEEPTIME="4")
         roots.write_text(client.ca.authority.pem + root + "\n")
         return {"certificate_ca_roots": str(roots), "certificate_acme_directory": f"{PEBBLE_URL}/dir",
                 "certificate_challenge": challenge, "certificate_validation_timeout": 90}  # fmt: skip

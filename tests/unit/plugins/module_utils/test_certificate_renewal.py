@@ -489,7 +489,8 @@ def test_why_not(said, late, kind, temporary, words):
         (["validation:10.0.0.1", ""], 2, ["10.0.0.1"]),
         (["validation:a.test"], 1, None),
         (["account"], 1, None),
-        (["nonce", "nonce", "nonce"], 3, None),
+        (["nonce"] * 10, 10, None),
+        (["busy"] * 3, 3, None),
     ],
 )
 def test_by_acme(here, monkeypatch, kinds, asked, without):
