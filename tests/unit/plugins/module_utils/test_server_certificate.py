@@ -61,13 +61,13 @@ class Server(http.server.ThreadingHTTPServer):
     def load(self, certificate: str, key: str) -> None:
         self.context.load_cert_chain(*write(self.folder, certificate, key))
 
-    def finish_request(self, request, address):
+    def finish_request(self, request, client_address):
         try:
             request = self.context.wrap_socket(request, server_side=True)
         except OSError:
             return
         with request:
-            super().finish_request(request, address)
+            super().finish_request(request, client_address)
 
     def probe(self, **tls) -> dict:
         return {"host": "127.0.0.1", "port": self.server_port, "tls": tls, "path": "/v1/completions", "body": BODY,
