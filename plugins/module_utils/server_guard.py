@@ -311,8 +311,12 @@ def trust(tls, without_dates=False):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         return context
+    # Between certificates there may be anything.
+    text = "\n".join(PEM_CERTIFICATE.findall(tls.get("ca_text") or "")).encode("ascii", "replace").decode()
+    if tls.get("ca_text") and not text:
+        raise CertificateError(f"can't be checked, because {ca_of(tls)} has no certificate in it")
     try:
-        context = ssl.create_default_context(cafile=tls.get("ca") or None, cadata=tls.get("ca_text") or None)
+        context = ssl.create_default_context(cafile=tls.get("ca") or None, cadata=text or None)
     except OSError as error:
         why = "has no certificate in it" if isinstance(error, ssl.SSLError) else f"can't be read: {error.strerror}"
         raise CertificateError(f"can't be checked, because {ca_of(tls)} {why}") from None

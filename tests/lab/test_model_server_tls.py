@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 from certificates import Authority, serial
-from lab_modules import require_lab, wait_until
+from lab_modules import pct, require_lab, wait_until
 from model_site import KEY, PORT, UNIT
 from tls_site import FOLDER, PAIR, TlsSite
 
@@ -261,3 +261,33 @@ def test_a_certificate_of_one_s_own_in_the_engine_config_stays_as_it_was(site):
     said = site.run(code=2, **own, vllm_model_server_ca_file=f"{FOLDER}/ca.pem",
                     vllm_model_server_certificate_name="other")  # fmt: skip
     assert "its certificate is not for the name other" in said
+
+
+def test_with_the_role_certificate(tmp_path):
+    """From nothing: the role makes a certificate, the server has it, verify is content, and renewals reload it."""
+    site = TlsSite(VMID + 3, "10.92.0.38", tmp_path)
+    # By its name, and trusted by the system's store, as curl would.
+    asks = "import os, urllib.request as r; r.urlopen(os.environ['PHOENIX_URL'] + '/v1/models')"
+    site.variables.update(certificate_source="self_signed", certificate_model_server=True,
+                          verify_health_check={"command": f'python3 -c "{asks}"', "retries": 0})  # fmt: skip
+    play = tmp_path / "all.yml"
+    roles = [{"name": role, "ansible.builtin.include_role": {"name": f"phoenix.hypervisor.{role}"}}
+             for role in ("certificate", "vllm_model_server", "verify")]  # fmt: skip
+    play.write_text(json.dumps([{"name": "All", "hosts": f"ctid_{site.vmid}", "gather_facts": False, "tasks": roles}]))
+    try:
+        site.create(("good",), memory=8192)
+        site.run(playbook=str(play))
+        site.ca = str(tmp_path / "own.pem")
+        pct("pull", str(site.vmid), f"{FOLDER}/ca.pem", site.ca)
+        number, pid = site.serves(), site.main_pid()
+        assert site.answer() == "fake-111111111111 good None"
+        with site.client() as steady:
+            for _number in range(2):
+                site.inside("/usr/local/libexec/phoenix_certificate/renew.py run force")
+                assert site.serves() != number
+                number = site.serves()
+        assert steady.failed == [] and site.main_pid() == pid
+        said = site.run(playbook=str(play))
+        assert "changed=0" in said, said
+    finally:
+        site.close()

@@ -119,7 +119,7 @@ def watch(context, certificate, key):
     libc = ctypes.CDLL(None, use_errno=True)
     descriptor = libc.inotify_init()
     # IN_MODIFY, IN_ATTRIB, IN_DELETE_SELF, IN_MOVE_SELF
-    for path in {certificate, key}:
+    for path in sorted({certificate, key}):
         assert libc.inotify_add_watch(descriptor, path.encode(), 0x2 | 0x4 | 0x400 | 0x800) > 0
     while os.read(descriptor, 4096):
         time.sleep(0.05)
@@ -136,13 +136,13 @@ class Server(http.server.ThreadingHTTPServer):
     lock = threading.Lock()
     context = None
 
-    def finish_request(self, request, address):
+    def finish_request(self, request, client_address):
         # In the thread of the request: a client that says nothing holds up nobody else.
         with self.lock:
             request = self.context.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
         with contextlib.closing(request), contextlib.suppress(OSError):
             request.do_handshake()
-            super().finish_request(request, address)
+            super().finish_request(request, client_address)
 
 
 files = [lines.get(name, "").strip('"') for name in ("ssl-certfile", "ssl-keyfile")]

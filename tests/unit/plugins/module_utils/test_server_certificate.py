@@ -61,13 +61,13 @@ class Server(http.server.ThreadingHTTPServer):
     def load(self, certificate: str, key: str) -> None:
         self.context.load_cert_chain(*write(self.folder, certificate, key))
 
-    def finish_request(self, request, address):
+    def finish_request(self, request, client_address):
         try:
             request = self.context.wrap_socket(request, server_side=True)
         except OSError:
             return
         with request:
-            super().finish_request(request, address)
+            super().finish_request(request, client_address)
 
     def probe(self, **tls) -> dict:
         return {"host": "127.0.0.1", "port": self.server_port, "tls": tls, "path": "/v1/completions", "body": BODY,
@@ -194,7 +194,7 @@ def test_a_server_is_asked_by_its_address_and_checked_by_its_name(authority, ser
     assert server_guard.counted(probe, 20) == 12
     said, certificate = server_guard.certificate_of(probe, 20)
     assert said["subjectAltName"] == (("DNS", "model.example"),) and certificate[:1] == b"\x30"
-    text = {**probe, "tls": {"ca_text": authority.text, "name": name}}
+    text = {**probe, "tls": {"ca_text": f"# Übung\n{authority.text}", "name": name}}
     assert server_guard.ask(text, 20).kind == "answer"
 
 
@@ -210,6 +210,9 @@ def distrusted(authority, tmp_path):
         f"is from no CA that is in {authority.file}": (other.issue("a"), good),
         "is from no CA that is in the system's store of CAs": (authority.issue("a"), {"ca": "", "name": "a"}),
         "is from no CA that is in the site's CA": (authority.issue("a"), {"ca_text": other.text, "name": "a"}),
+        "can't be checked, because the site's CA has no certificate in it": (
+            authority.issue("a"), {"ca_text": authority.text.replace("MII", "Mü"), "name": "a"},
+        ),
         "can't be checked, because /nowhere can't be read: No such file or directory": (
             authority.issue("a"), {"ca": "/nowhere", "name": "a"},
         ),

@@ -322,11 +322,12 @@ SHOWN = {"problem": "", "names": ["a", "10.0.0.1"], "serial": "0A", "not_after":
 ARMED = {"tls": {"ca": "text", "fingerprints": ["ab" * 32], "renewal": "", "next": "Sat 2026-11-28 08:00:00 UTC"}}
 
 
-def of_tls(shown: dict | None = SHOWN, inside: dict = ARMED, done: dict | None = None, **tls) -> dict[str, tuple]:
-    """Check → (result, message), of a server with a certificate."""
-    completion = {"choices": [{"text": "Hi"}]}
-    done = done or reply(completion, **({"certificate": shown} if shown else {}))
-    result = verification.result_of({"tls": {**TLS, **tls}, "look": look(**inside), "completion": done})
+def of_tls(
+    shown: dict | None = None, inside: dict | None = None, done: dict | None = None, **tls
+) -> dict[str, tuple]:
+    """Check → (result, message), of a server with a certificate, a good one with a timer by itself."""
+    done = done or reply({"choices": [{"text": "Hi"}]}, certificate=shown or SHOWN)
+    result = verification.result_of({"tls": {**TLS, **tls}, "look": look(**(inside or ARMED)), "completion": done})
     return {check["check"]: (check["result"], check["message"]) for check in result["checks"]}
 
 
