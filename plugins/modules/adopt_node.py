@@ -131,7 +131,8 @@ from ansible_collections.phoenix.hypervisor.plugins.module_utils import (
 )
 
 # A folder is looked through for keys so many levels deep, and so many are told.
-_DEPTH, _FILES = 3, 20
+_DEPTH = 3
+_FILES = 20
 
 
 def open_folder(source: str, inside: str) -> dict | None:

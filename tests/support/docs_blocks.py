@@ -73,7 +73,8 @@ def _blocks(page: str, lines: list[str]):
         fence = re.fullmatch(r"(`{3,})\s*(\{?\w*\}?)\s*", line)
         marked = re.fullmatch(r"<!--\s*(\w+)\s*-->", line)
         if fence:
-            end = next(at for at in range(place + 1, len(lines)) if lines[at].startswith(fence[1]))
+            ends = (at for at in range(place + 1, len(lines)) if lines[at].startswith(fence[1]))
+            end = next(ends, len(lines))
             yield Block(page, place + 1, fence[2], how, "\n".join(lines[place + 1 : end]))
             place, how = end, "check"
         elif line.startswith("    ") and (place == 0 or not lines[place - 1].strip()):

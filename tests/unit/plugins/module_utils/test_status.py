@@ -25,8 +25,8 @@ def node(state="running", differs=(), problem="", vmid=921, **others):
     return {"compared": [compared], "containers": [{**container, **others}]}
 
 
-def row(host=HOST, there=None, **inside):
-    return status.row(host, node() if there is None else there, {**INSIDE, **inside} if inside != {"none": 1} else {})
+def row(host=None, there=None, **inside):
+    return status.row(host or HOST, there or node(), {**INSIDE, **inside})
 
 
 def test_a_container_that_is_as_declared_and_answers():
