@@ -178,7 +178,7 @@ def test_a_loss_that_is_not_the_state_s_is_told_and_can_be_accepted(site):
 
 @pytest.mark.parametrize(("how", "message"), [
     ("absent", "This release's vLLM has no benchmark client: it needs vLLM 0.9.2 or newer."),
-    ("half", "1 of 2 requests were answered. The first error: aiohttp.client_exceptions.ServerDisconnectedError"),
+    ("half", "4 of 8 requests were answered. The first error: aiohttp.client_exceptions.ServerDisconnectedError"),
 ])  # fmt: skip
 def test_a_client_that_can_t_is_told_of(site, how, message):
     before = sorted(site.results.iterdir())
@@ -219,7 +219,7 @@ def test_a_server_that_ends_meanwhile_ends_the_run(site):
     said = " ".join(process.communicate(timeout=120)[0].split())
     site.says("client", "")
     assert process.returncode == 2 and "The server was restarted while it was measured" in said
-    assert "[ctid_585] 1 stream, 16 in, 8 out: warm-up" in said
+    assert "[ctid_585] 1 stream, 16 in, 8 out: run 1 of 2" in said
     assert site.inside(f"{RUNNING} || true") == "inactive"
     wait_until(site.answers, 30)
 
