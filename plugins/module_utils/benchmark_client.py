@@ -187,7 +187,8 @@ def arguments(job, load, prompts, seed, path):
         "--seed", str(seed),
         "--percentile-metrics", "ttft,tpot,itl,e2el",
         "--metric-percentiles", "50,90,99",
-        "--ready-check-timeout-sec", "30",
+        # It is known to answer. What it refuses is asked again until this is over.
+        "--ready-check-timeout-sec", "5",
         "--save-result", "--save-detailed",
         "--result-dir", os.path.dirname(path),
         "--result-filename", os.path.basename(path),
@@ -285,9 +286,11 @@ def said(text, secret=""):
     lines = [line.rpartition("\r")[2].rstrip() for line in text.split("\n")]
     lines = [line for line in lines if line.strip() and not re.search(r"\d+/\d+ \[|\|.*\| \d+:\d+ elapsed", line)]
     # What is indented are a traceback's lines of code; its last line, the error itself, is not.
-    lines = [line for line in lines if not line.startswith((" ", "\t", "Traceback (most recent call last)"))]
+    lines = [line for line in lines if not line.startswith(_NOISE) and "Traceback (most recent call last)" not in line]
     return [(line.replace(secret, "…") if secret else line)[:WIDTH] for line in lines[-LINES:]]
 
+
+_NOISE = (" ", "\t", "Namespace(", "The above exception was", "During handling of the above")
 
 # What a client says when it can't work → what to do about it.
 _KNOWN = (
@@ -303,13 +306,19 @@ _KNOWN = (
     (r"Name or service not known|Temporary failure in name resolution|getaddrinfo failed",
      "The container doesn't know the server's name: benchmark_url gives an address, or a name that it knows."),
     (r"Unauthorized|\b401\b", "The server wants another API key than the one of its own unit (benchmark_api_key)."),
-    (r"Can't load tokenizer|is not a local folder and is not a valid model|OSError: .*tokenizer|Repository Not Found",
+    (r"Can't load tokenizer|is not a local folder and is not a valid model|OSError: .*tokenizer|Repository Not Found|"
+     r"Repo id must be|does not appear to have a file named|Unrecognized model in",
      "The client can't load the model's tokenizer: benchmark_tokenizer names one, a folder inside or a name of the "
      "hub."),
     (r"maximum context length|max_model_len|longer than the maximum model length",
      "The load is longer than the server's max_model_len: make input_tokens and output_tokens of the load smaller."),
     (r"The model .* does not exist|NotFoundError|Not Found",
      "The server doesn't know this model name, or this path: benchmark_model and benchmark_url say them."),
+    (r"Error: Bad Request",
+     "The server refuses the requests: they are longer than its max_model_len (benchmark_loads), or it doesn't take "
+     "how they are sampled (benchmark_sampling). Its own log says which."),
+    (r"Cannot connect to host|Connect call failed",
+     "The server can't be reached where the client looks for it: benchmark_url says where, with http or https."),
     (r"No space left on device", "The container's disk is full."),
 )  # fmt: skip
 

@@ -47,9 +47,10 @@ STATE = "/var/lib/phoenix_certificate"
 CONFIG = f"{STATE}/config.json"
 STATUS = f"{STATE}/status.json"
 PROGRAM = "/usr/local/libexec/phoenix_certificate/renew.py"
-LOCK = "/run/phoenix_certificate.lock"
+RUN = "/run"
+LOCK = f"{RUN}/phoenix_certificate.lock"
 # Where this file is, each certificate is renewed once.
-FORCE = "/run/phoenix_certificate.force"
+FORCE = f"{RUN}/phoenix_certificate.force"
 UNIT = "phoenix_certificate.service"
 # Seconds that two clocks may differ by.
 CLOCK = 300
@@ -107,8 +108,8 @@ def read_text(path):
         return ""
 
 
-def write(path, text, mode=0o600, uid=0, gid=0):
-    """Write a file in one step. Return nothing; the file is there whole, or as it was."""
+def write(path, text, mode=0o600, uid=-1, gid=-1):
+    """Write a file in one step, of one's own unless somebody else's. It is there whole, or as it was."""
     ready = prepare(path, text, mode, uid, gid)
     os.replace(ready, path)
     sync_folder(os.path.dirname(path))
@@ -270,6 +271,7 @@ def check_new(chain, key, names, now, roots, folder):
             f"It is not valid before {moment(said['begin'])}, and here it is {moment(now)}: a clock is wrong. The "
             "container's is the node's; set that, or the CA's.",
             "clock",
+            True,
         )
     if said["end"] <= now:
         raise RenewalError(f"It has expired, at {moment(said['end'])}.", "expired")
@@ -342,7 +344,7 @@ def why_due(entry, files, now, part, roots, jitter=True):
 @contextlib.contextmanager
 def scratch():
     """A folder for root's eyes, in memory, which is gone afterwards."""
-    folder = f"/run/phoenix_certificate.{os.getpid()}"
+    folder = f"{RUN}/phoenix_certificate.{os.getpid()}"
     shutil.rmtree(folder, ignore_errors=True)
     os.mkdir(folder, 0o700)
     try:
@@ -532,7 +534,7 @@ def fetch_roots(ca_url, fingerprints, timeout=ANSWER):
             continue
         text = content.decode("utf-8", "replace")
         with contextlib.suppress(ValueError, TypeError, AttributeError):
-            text = json.loads(text)["ca"]
+            text = str(json.loads(text)["ca"])
         for pem in PEM_CERTIFICATE.findall(text):
             with contextlib.suppress(ValueError, binascii.Error):
                 one = fingerprint(pem)
@@ -568,12 +570,12 @@ def listener_on(port):
 class Answers:
     """What a CA that comes to validate is told, and whether it came.
 
-    :ivar visits: how often a CA asked for what was there
+    :ivar visited: the names for which a CA came and asked
     """
 
     def __init__(self, folder, challenge, port, webroot=""):
         self.folder, self.challenge, self.port, self.webroot = folder, challenge, port, webroot
-        self.visits, self.server = 0, None
+        self.visited, self.server = set(), None
 
     def entry(self, name):
         """Return a challenge that the hook has written, nothing when there is no such."""
@@ -614,7 +616,7 @@ class Answers:
                 place, _slash, name = self.path.rpartition("/")
                 entry = answers.entry(name) if place == "/.well-known/acme-challenge" else {}
                 body = entry.get("answer", "").encode()
-                answers.visits += bool(body)
+                answers.visited.add(entry.get("name", ""))
                 self.send_response(200 if body else 404)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
@@ -630,7 +632,6 @@ class Answers:
                 """Do the handshake here, so that one that hangs keeps nobody waiting."""
                 self.request.settimeout(10)
                 self.request = answers.alpn_context().wrap_socket(self.request, server_side=True)
-                answers.visits += 1
                 super().setup()
 
         class Server(http.server.ThreadingHTTPServer):
@@ -675,6 +676,7 @@ class Answers:
             if "/" in (name or "") or not os.path.exists(path):
                 return ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME
             connection.context = context_for(path)
+            self.visited.add(name.lower())
             return None
 
         context = context_for("")
@@ -723,7 +725,7 @@ def hook(method, kind, identifier, token, answer):
         os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
     else:
         path = os.path.join(folder, token)
-        content, mode = json.dumps({"answer": answer}), 0o600
+        content, mode = json.dumps({"answer": answer, "name": server_name(identifier)}), 0o600
     if method == "begin":
         write(path, content, mode)
     else:
@@ -735,32 +737,36 @@ def hook(method, kind, identifier, token, answer):
 # --- getting one -----------------------------------------------------------------------------------------------------
 
 
-# What a CA says (RFC 8555), and what it means for a person. The first that is found counts.
-REFUSALS = (
-    ("rejectedIdentifier|The ACME CA can't issue|not allowed|unauthorized:.*policy", "name",
-     "The CA does not allow this name: correct common_name or sans, or allow it there (step-ca: the policy of the "
-     "ACME provisioner)"),
-    ("unsupportedIdentifier", "name", "The CA gives no certificates for such names"),
-    ("externalAccountRequired", "account", "The CA wants an account that was made beforehand (EAB), which this role "
-     "does not do: use a provisioner without it"),
-    ("rateLimited", "busy", "The CA was asked too often"),
-    ("error:(?:dns|connection|tls|incorrectResponse|unauthorized|caa)", "validation", ""),
-    ("badNonce", "nonce", "The CA refused each nonce"),
-    ("serverInternal", "busy", "The CA has trouble of its own"),
-    ("error:(?:malformed|badCSR|badPublicKey|badSignatureAlgorithm|userActionRequired|orderNotReady)", "refused",
-     "The CA refused the request"),
-)  # fmt: skip
+# What a CA says (the error types of RFC 8555), and what it means for a person.
+REFUSALS = {
+    "rejectedIdentifier": ("name", "The CA does not allow this name: correct common_name or sans, or allow it there "
+                           "(step-ca: the policy of the ACME provisioner)"),
+    "unsupportedIdentifier": ("name", "The CA gives no certificates for such names"),
+    "externalAccountRequired": ("account", "The CA wants an account that was made beforehand (EAB), which this role "
+                                "does not do: use a provisioner without it"),
+    "rateLimited": ("busy", "The CA was asked too often"),
+    "serverInternal": ("busy", "The CA has trouble of its own"),
+    "badNonce": ("nonce", "The CA refused each nonce"),
+    **dict.fromkeys(("dns", "connection", "tls", "incorrectResponse", "unauthorized", "caa"), ("validation", "")),
+    **dict.fromkeys(("malformed", "badCSR", "badPublicKey", "badSignatureAlgorithm", "userActionRequired"),
+                    ("refused", "The CA refused the request")),
+}  # fmt: skip
 TEMPORARY_KINDS = {"busy", "nonce", "validation", "timeout"}
 
 
 def refusal(said):
-    """Return (kind, sentence, what the CA said) for the output of uacme at its most talkative."""
-    details = re.findall(r'"detail":\s*"((?:\\.|[^"\\])*)"', said)
-    detail = json.loads(f'"{details[-1]}"') if details else ""
-    for pattern, kind, sentence in REFUSALS:
-        if re.search(pattern, said):
-            return kind, sentence, detail
-    return "", "", detail
+    """Return (kind, sentence, what the CA said) for the output of uacme at its most talkative.
+
+    The last error counts. A nonce that was refused is tried again, so it counts only where there was nothing else.
+    """
+    errors = re.findall(r'"type":\s*"urn:ietf:params:acme:error:(\w+)"(?:,\s*"detail":\s*"((?:\\.|[^"\\])*)")?', said)
+    if not errors:
+        return "", "", ""
+    which, detail = ([error for error in errors if error[0] != "badNonce"] or errors)[-1]
+    detail = json.loads(f'"{detail}"')
+    if which in ("unauthorized", "badCSR") and re.search("not (?:allowed|authorized)|policy", detail):
+        which = "rejectedIdentifier"
+    return (*REFUSALS.get(which, ("", "")), detail)
 
 
 def why_not(said, names, answers, late):
@@ -778,7 +784,7 @@ def why_not(said, names, answers, late):
     quoted = f' It says: "{detail.rstrip(".")}".' if detail else ""
     if kind == "validation" or (late and not kind):
         port = answers.port
-        if answers.visits:
+        if server_name(name) in answers.visited:
             came = f"It came here, and did not accept the answer for {name}: does {name} lead to another machine, too?"
         elif answers.webroot:
             came = f"Is {answers.webroot} what http://{name}/ serves?"

@@ -628,7 +628,7 @@ def _certificate(value: Any, path: Path, findings: Findings) -> dict[str, Any] |
             said[key] = f"{int(said[key], 8):04o}"
     if said.setdefault("mode", said.get("permissions", "0600")) != said.get("permissions", said["mode"]):
         findings.wrong((*path, "permissions"), said["permissions"], "differs from mode", "keep one of the two")
-    if not (said.get("common_name") or said.get("sans") or said.get("name") == certificate.MODEL_SERVER):
+    if not (value.get("common_name") or said.get("sans") or said.get("name") == certificate.MODEL_SERVER):
         findings.wrong((*path, "common_name"), MISSING, "it is missing", "add it")
     owner, _colon, group = said.get("owner", "root").partition(":")
     if group and said.setdefault("group", group) != group:

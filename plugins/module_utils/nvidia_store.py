@@ -77,7 +77,12 @@ class Tree:
             self.links[path] = target
 
     def text(self, kind: str, version: str) -> str:
-        """Return the manifest."""
+        """Return the manifest. Where one part has a folder, another part's link of that name gives way."""
+        folders = {os.path.dirname(path) for path in (*self.files, *self.links)}
+        for folder in list(folders):
+            while folder := os.path.dirname(folder):
+                folders.add(folder)
+        self.links = {path: target for path, target in self.links.items() if path not in folders}
         return nvidia_driver.manifest(kind, version, self.files, self.links)
 
 
@@ -254,7 +259,8 @@ class Store:
     def _toolkit_from(self, folder: str, tree: Tree) -> None:
         """Merge the parts of a toolkit's archive: each is a folder with bin, include, lib64 and the like."""
         builds = f"{folder}/builds" if os.path.isdir(f"{folder}/builds") else folder
-        parts = [f"{builds}/{name}" for name in sorted(os.listdir(builds))]
+        # Profilers with windows are as large as all the rest.
+        parts = [f"{builds}/{name}" for name in sorted(os.listdir(builds)) if not name.startswith("nsight")]
         for part in parts:
             inner = set(os.listdir(part)) if os.path.isdir(part) and not os.path.islink(part) else set()
             if inner & {"bin", "include", "lib64", "lib", "nvvm", "targets"}:

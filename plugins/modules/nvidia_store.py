@@ -65,13 +65,11 @@ options:
     description: URL of the key that it is signed with. By default NVIDIA's names below O(repo_url) are tried.
     type: str
     default: ""
-    no_log: false
   repo_key_fingerprints:
     description: Fingerprints of the keys that are trusted, of 40 digits. NVIDIA's two by default.
     type: list
     elements: str
     default: [EB693B3035CD5710E231E123A4B469963BF863CC, 02182E60104FCDC26EAE1B8597A5D4CB8793F200]
-    no_log: false
   packages:
     description:
       - Other packages than the default ones. C({branch}) in a name stands for the driver's first number, C({v}) for the

@@ -106,7 +106,7 @@ def test_real_figures(site):
 
 
 def test_what_the_real_client_can_t_do_is_told_in_a_sentence(site):
-    said = run(site, code=2, benchmark_api_key="another")
+    said = run(site, code=2, benchmark_api_key="wr0ng-key")
     assert "The server wants another API key than the one of its own unit (benchmark_api_key)" in said
     said = run(site, code=2, benchmark_model="nobody")
     assert "The server doesn't know this model name" in said

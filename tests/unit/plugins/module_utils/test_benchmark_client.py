@@ -244,6 +244,9 @@ ValueError: Initial test run failed - Please make sure benchmark arguments are c
         (TRACE.format(why="ssl.SSLCertVerificationError: [SSL: CERTIFICATE_VERIFY_FAILED]"), "benchmark_ca_file"),
         ("vllm: error: argument subparser: invalid choice: 'bench' (choose from 'chat', 'serve')", "vLLM 0.9.2"),
         (TRACE.format(why="Cannot connect to host x:8000 [Name or service not known]"), "benchmark_url gives an"),
+        (TRACE.format(why="Bad Request"), "they are longer than its max_model_len (benchmark_loads)"),
+        (TRACE.format(why="Cannot connect to host 127.0.0.1:8 [Connect call failed]"), "benchmark_url says where"),
+        ("OSError: Repo id must be in the form 'repo_name': '/models/nowhere'.", "benchmark_tokenizer"),
         ("vllm: error: unrecognized arguments: --dataset-name", "knows other arguments"),
         ("ModuleNotFoundError: No module named 'pandas'", "A package that the client needs"),
         ("OSError: Can't load tokenizer for 'tiny'.", "benchmark_tokenizer"),
@@ -263,6 +266,13 @@ def test_what_isn_t_known_is_told_in_its_own_words():
     assert client.explain(2, "") == "vLLM's benchmark client failed (exit status 2). It said nothing."
     assert "ended by signal 15" in client.explain(-15, "")
     assert "perhaps because the container's memory is full" in client.explain(-9, "")
+
+
+def test_what_a_client_says_of_itself_is_no_reason():
+    text = ("Namespace(subparser='bench', seed=100)\nValueError: it. Error: Traceback (most recent call last):\n"
+            "  File \"x\"\nKeyError: y\n\nDuring handling of the above exception, another exception occurred:\n\n"
+            "The above exception was the direct cause of the following exception:\n")  # fmt: skip
+    assert client.said(text) == ["KeyError: y"]
 
 
 def test_neither_a_secret_nor_a_bar_nor_an_endless_line_is_told():

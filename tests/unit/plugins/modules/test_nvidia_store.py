@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -268,10 +269,12 @@ class TestRunfile:
         files = {f"builds/cuda_nvcc/{path}": data for path, data in site.toolkit_files("13.0").items()}
         files["builds/libcublas/targets/x86_64-linux/include/cublas_v2.h"] = b"//\n"
         files["builds/version.json"] = b"{}"
+        files["builds/nsight_compute/bin/ncu"] = b"#!/bin/sh\n"
         url, sha256 = runfile(server, files=files, name="cuda_13.0.2_580.95.05_linux.run")
         result = run(root, kind="toolkit", version="13.0", runfile_url=url, runfile_sha256=sha256)
         there = content(result)
         assert {"bin/nvcc", "targets/x86_64-linux/include/cublas_v2.h"} <= set(there)
+        assert "bin/ncu" not in there
         links = nvidia_driver.parse_manifest(there[nvidia_driver.MANIFEST].decode())["links"]
         assert links == {"lib64": "targets/x86_64-linux/lib", "include": "targets/x86_64-linux/include"}
         assert not (server.folder.parent / "ran").exists()
@@ -391,6 +394,17 @@ class TestRepository:
         sentence = refused(root, kind="toolkit", version="13.0", repo_url=url,
                            repo_key_fingerprints=[repository.fingerprint])  # fmt: skip
         assert "has no CUDA toolkit 13.0, and no newer one of the same major version; it has 12.8, 12.9" in sentence
+
+
+def test_a_link_gives_way_to_a_folder(tmp_path):
+    tree = nvidia_store.Tree(str(tmp_path / "tree"))
+    tree.link("lib64", "lib")
+    tree.link("include", "other")
+    tree.link("a/b", "c")
+    tree.link("up", "../out")
+    for path in ("lib/x", "lib64/y", "a/b/c/d"):
+        tree.add(path, io.BytesIO(b"1"), False)
+    assert nvidia_driver.parse_manifest(tree.text("toolkit", "13.0"))["links"] == {"include": "other"}
 
 
 class TestBeforeAnythingChanges:
