@@ -66,6 +66,12 @@ class Node:
         """A run of the roles."""
         return self.site.run(*options, playbook=self.plays[play], **values)
 
+    def ready(self) -> None:
+        """Have a driver in the container and a server that runs, also where no test was before."""
+        nvidia_site.node_root(self.root, V)
+        if self.site.inside("ls -d /opt/nvidia/driver 2>/dev/null || true") == "" or not self.site.answers():
+            self.run()
+
     def driver(self) -> str:
         """Which library a program in the container gets, and of which version it is."""
         return self.site.inside(GETS)
@@ -160,6 +166,7 @@ def test_what_others_left_goes_and_what_is_damaged_comes_again(node, tmp_path):
 @pytest.mark.full
 def test_a_library_that_looks_the_same_is_hashed(node):
     """Same size, same time: only its content is another one."""
+    node.ready()
     node.site.inside(
         f"cd /opt/nvidia/driver/lib && touch -r libcuda.so.{V} /root/t && printf x | "
         f"dd of=libcuda.so.{V} bs=1 seek=9000 conv=notrunc 2>/dev/null && touch -r /root/t libcuda.so.{V}"
@@ -174,6 +181,7 @@ def test_a_library_that_looks_the_same_is_hashed(node):
     "fault", ["hash", *(pytest.param(name, marks=pytest.mark.full) for name in ("cut", "version", "repository"))]
 )
 def test_a_fault_is_one_sentence_and_leaves_what_is_there(node, tmp_path, fault):
+    node.ready()
     nvidia_site.node_root(node.root, OLD)
     nvidia_site.kernel(node.root, NEW)
     before, pid = node.driver(), node.site.main_pid()
