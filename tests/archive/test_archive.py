@@ -61,8 +61,9 @@ def installed(archive, tmp_path) -> Path:
     """The folder that the archive was installed to, with its collections' folder as a parent."""
     subprocess.run(
         ["ansible-galaxy", "collection", "install", "--offline", "-p", str(tmp_path / "elsewhere"), str(archive)],
-        cwd=tmp_path, check=True, capture_output=True, text=True,
+        cwd=tmp_path, env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)}, check=True, capture_output=True,
     )
+    assert (tmp_path / "elsewhere/ansible_collections").is_dir()
     return tmp_path / "elsewhere/ansible_collections/phoenix/hypervisor"
 
 
@@ -74,8 +75,9 @@ def test_everything_has_a_description(installed):
                          ("inventory", "inventory"), ("connection", "connection")):  # fmt: skip
         listed = subprocess.run(
             ["ansible-doc", "-t", kind, "-l", "-j", "phoenix.hypervisor"],
-            cwd=installed.parents[2], env=environment, check=True, capture_output=True, text=True,
+            cwd=installed.parents[2], env=environment, check=False, capture_output=True, text=True,
         )
+        assert listed.returncode == 0, listed.stderr
         assert json.loads(listed.stdout), kind
         assert (installed / "plugins" / folder).is_dir()
         # What can't be shown is told on stderr.
