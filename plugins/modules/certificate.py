@@ -216,6 +216,7 @@ ca:
 import inspect
 import json
 import os
+import tempfile
 import time
 
 from ansible.module_utils.basic import AnsibleModule
@@ -327,11 +328,13 @@ class Run:
         """Return why the program has something to do for a certificate, C("") when it hasn't."""
         texts = (renewal.read_text(entry["cert_file"]), renewal.read_text(entry["key_file"]))
         source = self.params["source"]
-        roots = CA_FILE if source != "files" and os.path.exists(CA_FILE) else ""
-        if roots and wanted.get(CA_FILE, renewal.read_text(CA_FILE)) != renewal.read_text(CA_FILE):
-            # Compared with the new roots once these are there.
-            roots = ""
-        why, _said = renewal.why_due(entry, texts, time.time(), self.params["renew_at"], roots, jitter=False)
+        # Compared with the roots that there will be.
+        trusted = wanted.get(CA_FILE, renewal.read_text(CA_FILE)) if source != "files" else ""
+        with tempfile.NamedTemporaryFile("w", suffix=".pem", encoding="utf-8") as file:
+            file.write(trusted)
+            file.flush()
+            roots = file.name if trusted else ""
+            why, _said = renewal.why_due(entry, texts, time.time(), self.params["renew_at"], roots, jitter=False)
         if source == "files":
             given = tuple(self.given.get(path, renewal.read_text(path))
                           for path in (entry["source_certificate"], entry["source_key"]))  # fmt: skip

@@ -30,30 +30,30 @@ CA_VMID, CA_ADDRESS = 103, "10.92.0.103"
 URL = f"https://{CA_ADDRESS}:9000"
 DOMAIN = "lab.test"
 CADDY = f"""{{
-	admin off
-	skip_install_trust
-	auto_https disable_redirects
-	pki {{
-		ca acme {{
-			root {{
-				cert /etc/caddy/root.pem
-				key /etc/caddy/root.key
-			}}
-			intermediate {{
-				cert /etc/caddy/intermediate.pem
-				key /etc/caddy/intermediate.key
-			}}
-		}}
-	}}
+  admin off
+  skip_install_trust
+  auto_https disable_redirects
+  pki {{
+    ca acme {{
+      root {{
+        cert /etc/caddy/root.pem
+        key /etc/caddy/root.key
+      }}
+      intermediate {{
+        cert /etc/caddy/intermediate.pem
+        key /etc/caddy/intermediate.key
+      }}
+    }}
+  }}
 }}
 {URL} {{
-	tls /etc/caddy/server.pem /etc/caddy/server.key
-	acme_server {{
-		ca acme
-	}}
-	@roots path /roots.pem /root/*
-	root * /srv/ca
-	file_server @roots
+  tls /etc/caddy/server.pem /etc/caddy/server.key
+  acme_server {{
+    ca acme
+  }}
+  @roots path /roots.pem /root/*
+  root * /srv/ca
+  file_server @roots
 }}
 """
 PEBBLE = {
