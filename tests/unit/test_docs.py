@@ -176,6 +176,13 @@ def test_the_reference_has_every_key():
     assert not re.search(r"\| *\|$", text, re.M), "each key is described"
 
 
+@pytest.mark.parametrize("path", sorted(ROOT.glob("roles/*/meta/argument_specs.yml")), ids=lambda path: path.parts[-3])
+def test_every_entry_point_of_a_role_can_be_a_page(path):
+    for name, spec in yaml.safe_load(path.read_text())["argument_specs"].items():
+        assert spec.get("short_description") and spec.get("description"), name
+        assert all(option.get("description") for option in (spec.get("options") or {}).values()), name
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
