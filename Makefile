@@ -100,6 +100,10 @@ test-properties: $(DEV) ## The property tests with 10,000 generated cases each
 bench: $(DEV) ## Measure; NAME=… runs one group (first_run, second_run, task, containers, connection, inventory, stack, server, renewal, certificate)
 	@python tests/bench/bench.py $(if $(NAME),--name $(NAME))
 
+.PHONY: gpu-proof
+gpu-proof: $(VENV) ## On a machine with NVIDIA GPUs: serve what the role renders, check, measure; ARGS="--release /opt/vllm"
+	@python tests/gpu/proof.py $(ARGS)
+
 # --- the project itself -------------------------------------------------------------------------------------------
 
 .PHONY: environment requirements lock schema pages docs build clean

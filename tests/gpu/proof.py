@@ -1,0 +1,761 @@
+# Copyright (c) 2026 The Phoenix Hypervisor team
+# GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The proof on a real GPU: what the inventory's container 921 is made into, served by a real vLLM, and measured.
+
+    make gpu-proof RELEASE=/opt/vllm OUT=build/gpu-proof
+
+or
+
+    python tests/gpu/proof.py --release /opt/vllm --out build/gpu-proof [--stages tp1,tp2] [--limit 900]
+
+Needs a machine with one NVIDIA GPU or more and nothing on them, and a release of vLLM: a folder with bin/python and
+bin/vllm. Neither root, systemd, containers nor a network; the weights are made up (--load-format dummy), in the
+architecture of Llama 3.2 3B. Ansible runs on the Python that runs this.
+
+1. The definition of 921 in inventories/example goes the whole way through inventory plugin, role, template and module,
+   in check mode. What comes out, the unit and the engine config, is what is started, with the unit's environment and
+   its command line. What differs from the definition is in the result: the model's folder, port, number of GPUs, and
+   the share of a GPU, since servers that are compared run beside each other.
+2. gpu_check on all GPUs.
+3. A cold start with empty caches, a warm one with those that were kept; verify's own question, judged by verify's code.
+4. In turns, with vLLM's own benchmark client: the rendered server and the best command line that a person would write,
+   both on the same GPU; the rendered server with FlashInfer's sampler on and off, both on the same GPU.
+5. The same with tensor parallel 2, where there are two GPUs.
+
+It ends with 1 when the rendered server is slower than 0.98 of the hand-made one, or a check fails. result.json has
+everything as measured, after each step; `report.py` makes a page of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import json
+import os
+import platform
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / ".ansible" / "collections"))
+
+import report
+from ansible_collections.phoenix.hypervisor.plugins.module_utils import (
+    benchmark,
+    benchmark_client,
+    engine_args,
+    gpu_checks,
+    gpu_info,
+    gpu_runner,
+    server_guard,
+    verification,
+)
+from ansible_collections.phoenix.hypervisor.plugins.modules import container_check, gpu_check
+
+CTID = "921"
+PORT = 8100
+# The architecture of Llama 3.2 3B.
+SHAPE = {
+    "hidden_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 24, "num_key_value_heads": 8, "head_dim": 128,
+    "intermediate_size": 8192, "vocab_size": 128256, "max_position_embeddings": 131072, "tie_word_embeddings": True,
+}  # fmt: skip
+LOADS = [
+    {"streams": 1, "input_tokens": 128, "output_tokens": 128, "prompts": 8},
+    {"streams": 32, "input_tokens": 256, "output_tokens": 256, "prompts": 128},
+    {"streams": 128, "input_tokens": 256, "output_tokens": 256, "prompts": 256},
+]
+# Requests that are sampled by top-k and top-p, which is what FlashInfer's sampler does.
+SAMPLING = {"temperature": 0.8, "top_p": 0.95, "top_k": 40}
+RATIO = 0.98
+COMPILERS = ("CC", "CXX", "CUDAHOSTCXX", "CFLAGS", "CXXFLAGS", "TORCH_CUDA_ARCH_LIST")
+QUIET = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+# What a release has.
+PACKAGES = """
+import importlib.metadata, json, sys
+packages = sorted({f"{one.name}=={one.version}" for one in importlib.metadata.distributions()})
+print(json.dumps({"python": sys.version.split()[0], "packages": packages}))
+"""
+# Of each GPU, for all of its servers together.
+SHARE = 0.84
+# What is worth keeping of a server's log.
+WORTH = re.compile(
+    r"attention backend|FlashInfer|Selected \w+ for|kernel for|Model loading took|torch.compile t|Compiling a graph|"
+    r"compil\w+ .*took|Directly load|GPU KV cache size|Available KV cache|Graph capturing|init engine|custom allreduce|"
+    r"Using .*(backend|kernel|all-?reduce)|nccl|Asynchronous scheduling|Chunked prefill|Capturing CUDA graphs \(.*100%",
+    re.I,
+)
+
+
+def now() -> str:
+    """The time, as results have it."""
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def output(*command: str) -> str:
+    """What a program prints, nothing when there is no such program."""
+    with contextlib.suppress(OSError):
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return ""
+
+
+def run(argv: Sequence[str]) -> tuple[int, str, str]:
+    """Run a program as a module does."""
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+# --- what the role makes of it --------------------------------------------------------------------------------------
+
+
+def unquoted(text: str) -> str:
+    """A setting of a unit as systemd reads it: quoted as JSON is, or not at all; %% is a percent sign."""
+    return (json.loads(text) if text.startswith('"') else text).replace("%%", "%")
+
+
+def parse_unit(unit: str) -> tuple[dict[str, str], list[str]]:
+    """The environment and the command line that systemd takes from a unit as the role writes it."""
+    lines = unit.splitlines()
+    pairs = [unquoted(line.partition("=")[2]) for line in lines if line.startswith("Environment=")]
+    command = next(line.partition("=")[2] for line in lines if line.startswith("ExecStart="))
+    words = [word.replace("%%", "%").replace("$$", "$") for word in shlex.split(command)]
+    return dict(pair.split("=", 1) for pair in pairs), words
+
+
+def overrides(model: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the inventory's definition is another, as a JSON merge patch."""
+    return {
+        "lxc_configs": {
+            CTID: {
+                "vllm_engine_config": {
+                    "ModelConfig": {"model": str(model)}, "LoadConfig": {"load_format": "dummy"},
+                    "ServerConfig": {"host": "127.0.0.1"}, **changes,
+                }
+            }
+        }
+    }  # fmt: skip
+
+
+class Rendered:
+    """What the inventory, the role, its template and its module make of the definition.
+
+    :param folder: for its files
+    :param changes: of the engine config, by group
+    :param variables: of the role
+    """
+
+    def __init__(self, folder: Path, release: Path, model: Path, changes: Mapping[str, Any],
+                 variables: Mapping[str, Any]):  # fmt: skip
+        self.folder, self.release = folder, release
+        folder.mkdir(parents=True, exist_ok=True)
+        self.overrides = overrides(model, changes)
+        self.variables = {**variables, "vllm_model_server_link": str(release), "vllm_model_server_overlap": "never"}
+        self.file = folder / "rendered.json"
+        self.process = self._start()
+
+    def _start(self) -> subprocess.Popen:
+        example = ROOT / "inventories" / "example"
+        (self.folder / "overrides.json").write_text(json.dumps(self.overrides, indent=1))
+        inventory = self.folder / "lxc_configs.yml"
+        inventory.write_text(json.dumps({
+            "plugin": "phoenix.hypervisor.lxc_configs",
+            "config_files": [str(example / "phoenix_lxc_configs.json")],
+            "override_files": ["overrides.json"],
+            "nodes": {"pve": {"ansible_connection": "local"}},
+        }))  # fmt: skip
+        # Nothing of this machine's systemd is asked: a server that runs here already has nothing to do with it.
+        stubs = self.folder / "stubs"
+        stubs.mkdir(exist_ok=True)
+        stub = stubs / "systemctl"
+        stub.write_text("#!/bin/sh\nexit 0\n")
+        stub.chmod(0o755)
+        wanted = {
+            **self.variables, "proof_host": f"ctid_{CTID}", "proof_file": str(self.file),
+            "ansible_connection": "local", "ansible_python_interpreter": sys.executable,
+        }  # fmt: skip
+        (self.folder / "variables.json").write_text(json.dumps(wanted))
+        environment = {
+            **os.environ, "PATH": f"{stubs}:{os.environ['PATH']}", "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_LOCALHOST_WARNING": "0",
+        }  # fmt: skip
+        return subprocess.Popen(
+            [sys.executable, "-m", "ansible", "playbook", "-i", inventory, ROOT / "tests/gpu/render.yml", "--check",
+             "--diff", "-e", f"@{self.folder / 'variables.json'}"],
+            stdout=(self.folder / "ansible.log").open("w"), stderr=subprocess.STDOUT, env=environment, cwd=ROOT,
+        )  # fmt: skip
+
+    def done(self) -> Rendered:
+        """Wait for it, and read what came out."""
+        if self.process.wait(300) or not self.file.exists():
+            raise SystemExit(f"the role could not be run:\n{(self.folder / 'ansible.log').read_text()[-3000:]}")
+        found = json.loads(self.file.read_text())
+        after = {part["after_header"]: part["after"] for part in found["diff"] if "after_header" in part}
+        self.config = next(text for name, text in after.items() if name.endswith(".yaml"))
+        self.unit = next(text for name, text in after.items() if name.endswith("vllm_model_server.service"))
+        self.environment, self.command = parse_unit(self.unit)
+        # What the unit names is written when it is made live; here it lies beside.
+        config = self.folder / "engine.yaml"
+        config.write_text(self.config)
+        self.command[-1] = str(config)
+        return self
+
+
+# --- servers --------------------------------------------------------------------------------------------------------
+
+
+class Server:
+    """A server of vLLM that runs."""
+
+    def __init__(self, name: str, folder: Path, port: int, command: Sequence[str], environment: Mapping[str, str],
+                 served: str):  # fmt: skip
+        self.name, self.port, self.command, self.environment = name, port, list(command), dict(environment)
+        self.log = folder / f"{name}.log"
+        self.url = f"http://127.0.0.1:{port}"
+        path, body = engine_args.probe({"served-model-name": [served]})
+        self.probe = {"host": "127.0.0.1", "port": port, "tls": False, "path": path, "body": body, "key": ""}
+        self.served = served
+        for cache in {value for key, value in self.environment.items() if key in ("HOME", "VLLM_CACHE_ROOT")}:
+            Path(cache).mkdir(parents=True, exist_ok=True)
+        self.began = time.monotonic()
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                self.command, env=self.environment, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                start_new_session=True, cwd=folder,
+            )  # fmt: skip
+
+    def lines(self) -> list[str]:
+        """What it has said."""
+        return self.log.read_text(errors="replace").splitlines()
+
+    def wait(self, limit: float) -> float:
+        """Wait until it has answered. Gives the seconds from its start."""
+        while time.monotonic() - self.began < limit:
+            if self.process.poll() is not None:
+                raise ProofError(f"{self.name} ended with {self.process.returncode}:\n" + "\n".join(self.lines()[-40:]))
+            if server_guard.ask(self.probe, 60).kind == "answer":
+                return round(time.monotonic() - self.began, 1)
+            time.sleep(0.2)
+        raise ProofError(f"{self.name} did not answer within {limit:.0f} s:\n" + "\n".join(self.lines()[-40:]))
+
+    def worth(self) -> list[str]:
+        """The lines of its log that say how it works."""
+        lines = [re.sub(r"^.*?(INFO|WARNING) [\d-]+ [\d:]+ (\[[^\]]*\] )?", "", line)[:240] for line in self.lines()
+                 if WORTH.search(line)]  # fmt: skip
+        return list(dict.fromkeys(lines))[:60]
+
+    def stop(self) -> None:
+        """End it and all that it started."""
+        self.process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(30)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+class ProofError(Exception):
+    """A step that can't be done. The text is for the user."""
+
+
+# --- the proof ------------------------------------------------------------------------------------------------------
+
+
+class Proof:
+    """One run. What it finds is written after each step.
+
+    :param options: of the command line
+    """
+
+    def __init__(self, options: argparse.Namespace):
+        self.options = options
+        self.began = time.monotonic()
+        self.out = options.out.resolve()
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.work = (options.work or self.out / "work").resolve()
+        self.work.mkdir(parents=True, exist_ok=True)
+        self.release = options.release.resolve()
+        self.python = str(self.release / "bin" / "python")
+        self.model = self.work / "model"
+        self.wrong: list[str] = []
+        self.running: list[Server] = []
+        self.lock = threading.Lock()
+        self.file = self.out / "result.json"
+        self.result: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else {}
+        self.client: list[str] = []
+
+    def left(self) -> float:
+        """Seconds that are left."""
+        return self.options.limit - (time.monotonic() - self.began)
+
+    def say(self, text: str) -> None:
+        """Tell how far it is."""
+        sys.stdout.write(f"[{time.monotonic() - self.began:6.1f} s] {text}\n")
+        sys.stdout.flush()
+
+    def keep(self, name: str, what: Any) -> None:
+        """Write down what was found."""
+        with self.lock:
+            self.result[name] = what
+            self.result["wrong"] = self.wrong
+            new = self.file.with_suffix(".new")
+            new.write_text(json.dumps(self.result, indent=1) + "\n")
+            os.replace(new, self.file)
+
+    # -- steps --------------------------------------------------------------------------------------------------------
+
+    def facts(self) -> dict[str, Any]:
+        """What this is measured on. Gives what is known of the GPUs."""
+        info = gpu_info.result(gpu_info.look(run, [self.python, sys.executable]))
+        if not info["available"] and not self.options.no_gpu:
+            raise SystemExit(info["reason"])
+        known = json.loads(output(self.python, "-c", PACKAGES) or "{}")
+        versions = dict(one.split("==", 1) for one in known.get("packages", []))
+        names = ("vllm", "torch", "flashinfer-python", "transformers", "triton", "nvidia-nccl-cu13")
+        query = "index,name,driver_version,memory.total,power.limit,clocks.max.sm,pcie.link.gen.max"
+        smi = output("nvidia-smi", f"--query-gpu={query}", "--format=csv")
+        with contextlib.suppress(OSError):
+            processor = benchmark.processor_in(Path("/proc/cpuinfo").read_text())
+        self.keep("date", now())
+        self.keep("machine", {
+            "gpus": [{name: gpu[name] for name in ("name", "architecture", "compute_capability", "memory_total_mib")}
+                     for gpu in info["gpus"]],
+            "driver": info["driver_version"], "cuda_driver": info["cuda_driver_version"],
+            "toolkit": info["toolkit_version"], "nvidia_smi": smi.splitlines(),
+            "topology": output("nvidia-smi", "topo", "-m").splitlines(),
+            "processor": processor, "cores": os.cpu_count(), "kernel": platform.release(),
+            "python": known.get("python", ""), "versions": {name: versions.get(name, "") for name in names},
+        })  # fmt: skip
+        self.keep("packages", known.get("packages", []))
+        self.keep("info", info)
+        self.keep("asked", {"arguments": sys.argv[1:], "environment": self.options.environment,
+                            "engine": self.options.engine, "loads": LOADS, "sampling": SAMPLING})  # fmt: skip
+        return info
+
+    def make_model(self) -> None:
+        """Write the model: the tiny one's tokenizer, the shape of Llama 3.2 3B, no weights."""
+        tiny = [sys.executable, str(ROOT / "lab" / "tiny_llama.py"), str(self.model)]
+        subprocess.run(tiny, check=True, stdout=subprocess.DEVNULL)
+        config = self.model / "config.json"
+        if not self.options.tiny:
+            config.write_text(json.dumps({**json.loads(config.read_text()), **SHAPE}))
+
+    def check_gpus(self, info: Mapping[str, Any]) -> None:
+        """Run gpu_check's checks."""
+        began = time.monotonic()
+        environment = gpu_check.environment_of(dict(self.options.environment), dict(os.environ))
+        seconds = {"": 90, gpu_runner.FIRST: 120}
+        checks = gpu_check.run_checks(dict(info), self.python, gpu_checks.Limits(), seconds, environment)
+        self.say("gpu_check\n" + "\n".join(gpu_checks.table(checks)))
+        self.keep("gpu_check", {
+            "checks": checks, "table": gpu_checks.table(checks), "passed": gpu_checks.passed(checks),
+            "seconds": round(time.monotonic() - began, 1),
+        })  # fmt: skip
+        self.wrong += gpu_checks.failures(checks)
+
+    def start_client(self) -> None:
+        """Have vLLM's benchmark client imported; it is needed once servers answer."""
+        path = self.work / f"client-{os.getpid()}.socket"
+        script = str(ROOT / "tests" / "gpu" / "client.py")
+        environment = {**os.environ, **dict(self.options.environment), **QUIET}
+        self.client_process = subprocess.Popen(
+            [self.python, script, "serve", str(path)], stdout=subprocess.PIPE, text=True, env=environment,
+            stderr=(self.work / "client-start.log").open("w"), cwd=self.work, start_new_session=True,
+        )  # fmt: skip
+        self.client = [self.python, "-S", "-E", script, str(path)]
+
+    # -- one number of GPUs -------------------------------------------------------------------------------------------
+
+    def changes(self, tensor_parallel: int, port: int, share: float) -> dict[str, Any]:
+        """What of the engine config is another for a server."""
+        found: dict[str, Any] = {
+            "CacheConfig": {"gpu_memory_utilization": round(share, 3)},
+            "ParallelConfig": {"tensor_parallel_size": tensor_parallel},
+            "ServerConfig": {"host": "127.0.0.1", "port": port},
+        }
+        for name, value in self.options.engine:
+            found.setdefault("ModelConfig", {})[name] = value
+        # What other servers on this GPU can do is no matter; the folder is.
+        found.setdefault("ModelConfig", {})["model"] = str(self.model)
+        if self.options.no_gpu:
+            # The two keys that the CPU build has not.
+            found["CacheConfig"] = {"quantization": None, "kv_cache_dtype": None, "gpu_memory_utilization": None}
+        return found
+
+    def render(self, name: str, tensor_parallel: int, gpus: Sequence[int], share: float, sampler: bool,
+               cache: str) -> Rendered:  # fmt: skip
+        """Begin to render a server."""
+        port = self.next_port()
+        variables = {
+            "vllm_model_server_cache": str(self.work / "caches" / cache),
+            "vllm_model_server_flashinfer_sampler": sampler,
+            "vllm_model_server_environment": {
+                **dict(self.options.environment), "HF_HUB_OFFLINE": "1",
+                "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)),
+            },
+        }  # fmt: skip
+        if self.options.no_gpu:
+            variables["vllm_model_server_stack"] = "cpu"
+        changes = self.changes(tensor_parallel, port, share)
+        found = Rendered(self.work / name, self.release, self.model, changes, variables)
+        found.port = port
+        return found
+
+    def next_port(self) -> int:
+        """A port that no other server has."""
+        self.port = getattr(self, "port", PORT - 1) + 1
+        return self.port
+
+    def serve(self, name: str, rendered: Rendered) -> Server:
+        """Start what was rendered, as systemd would."""
+        server = Server(name, self.work, rendered.port, rendered.command, rendered.environment, "llama-3.2-3b-fp8")
+        self.running.append(server)
+        return server
+
+    def by_hand(self, name: str, tensor_parallel: int, gpus: Sequence[int], share: float, cache: str,
+                sampler: bool = True) -> Server:  # fmt: skip
+        """Start the best command line that a person would write, in that person's environment."""
+        port = self.next_port()
+        words = [
+            str(self.release / "bin" / "vllm"), "serve", str(self.model), "--load-format", "dummy", "--max-model-len",
+            "8192", "--served-model-name", "llama-3.2-3b-fp8", "--host", "127.0.0.1", "--port", str(port),
+            "--tensor-parallel-size", str(tensor_parallel), "--trust-remote-code",
+        ]  # fmt: skip
+        if not self.options.no_gpu:
+            words += ["--quantization", "fp8", "--kv-cache-dtype", "fp8", "--gpu-memory-utilization", f"{share:.3f}"]
+        for key, value in self.options.engine:
+            text = json.dumps(value) if isinstance(value, (dict, list)) else str(value)
+            words += [f"--{key.replace('_', '-')}", text]
+        environment = {
+            **os.environ, **QUIET,
+            "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)),
+            # Those that the rendered server has left: what is compiled once is compiled for both.
+            **self.cache_variables(cache), **dict(self.options.environment),
+        }  # fmt: skip
+        environment["PATH"] = f"{self.release / 'bin'}:{environment['PATH']}"
+        # FlashInfer writes the compiler's name into what it builds from, and compiles all of it again where that is
+        # another one: two minutes, for this server and then for the rendered one.
+        environment = {key: value for key, value in environment.items() if key not in COMPILERS}
+        if not sampler:
+            environment["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
+        server = Server(name, self.work, port, words, environment, "llama-3.2-3b-fp8")
+        self.running.append(server)
+        return server
+
+    def cache_variables(self, cache: str) -> dict[str, str]:
+        """Where caches are, for a server that nobody rendered."""
+        folder = self.work / "caches" / cache
+        names = {"HOME": "", "HF_HOME": "huggingface", "VLLM_CACHE_ROOT": "vllm", "XDG_CACHE_HOME": "",
+                 "TORCHINDUCTOR_CACHE_DIR": "torchinductor", "TRITON_CACHE_DIR": "triton",
+                 "FLASHINFER_WORKSPACE_BASE": ""}  # fmt: skip
+        return {name: str(folder / below) if below else str(folder) for name, below in names.items()}
+
+    def verify(self, server: Server) -> dict[str, Any]:
+        """Ask what the role verify asks, with its code, and judge it with that."""
+        request = {
+            "url": f"{server.url}/v1/completions", "timeout": 120, "retries": 0, "interval": 1,
+            "body": {"model": server.served, "prompt": "The capital of France is", "max_tokens": 16, "temperature": 0},
+        }  # fmt: skip
+        reply = container_check.without("", container_check.check(request, ""))
+        return verification.result_of({"host": f"ctid_{CTID}", "ctid": int(CTID), "model": server.served,
+                                       "url": server.url, "completion": reply})  # fmt: skip
+
+    def described(self, server: Server, rendered: Rendered | None, seconds: float) -> dict[str, Any]:
+        """A server for the result."""
+        around = set(os.environ.items())
+        return {
+            "command": server.command,
+            "environment": rendered.environment if rendered else
+                dict(sorted(set(server.environment.items()) - around)),
+            **({"engine_config_file": rendered.config, "unit": rendered.unit} if rendered else {}),
+            "start_seconds": seconds, "log": server.worth(),
+            "sampler": benchmark.sampler_in("\n".join(server.lines())),
+        }  # fmt: skip
+
+    def stop_all(self) -> None:
+        """End all servers, several at the same time."""
+        threads = [threading.Thread(target=server.stop) for server in self.running]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.running.clear()
+
+    def measure(self, server: Server, seed: int, warm_up: bool, loads: Sequence[Mapping[str, int]]) -> list[dict]:
+        """Measure a server once at each load."""
+        job = {
+            "program": self.client, "url": server.url, "model": server.served, "tokenizer": str(self.model),
+            "folder": str(self.work / f"client-{server.name}"), "loads": list(loads), "sampling": SAMPLING,
+            "repeats": 0 if warm_up else 1, "warm_up": warm_up, "seed": seed, "timeout": 120,
+            "environment": {"HF_HUB_OFFLINE": "1"},
+        }  # fmt: skip
+        return benchmark_client.measure(job)["runs"]
+
+    def in_turns(self, name: str, servers: Mapping[str, Server], rounds: int) -> None:
+        """Measure servers in turns, each round in another order, as long as there is time."""
+        # A single stream says little of two GPUs, and takes its time.
+        wanted = LOADS[:2] if self.options.tiny else LOADS[1:] if name.endswith("tp2") else LOADS
+        loads = benchmark_client.checked_loads(wanted)
+        found: dict[str, list[dict]] = {arm: [] for arm in servers}
+        if self.left() < 60:
+            self.wrong.append(f"{name}: there was no time left to measure")
+            return
+        try:
+            for server in servers.values():
+                self.measure(server, 1000, True, loads)
+            for turn in range(1, rounds + 1):
+                began = time.monotonic()
+                order = list(servers.items())
+                for arm, server in order if turn % 2 else order[::-1]:
+                    for one in self.measure(server, 1000 * (turn + 1), False, loads):
+                        found[arm].append({**one, "round": turn})
+                self.keep(name, self.compared(found, loads, turn))
+                took = time.monotonic() - began
+                self.say(f"{name}, round {turn} of {rounds} took {took:.0f} s: {self.result[name]['summary_line']}")
+                if self.left() < took + 20:
+                    self.say(f"{name}: no time for another round")
+                    break
+        except benchmark_client.BenchmarkError as error:
+            self.wrong.append(f"{name}: {error}")
+            self.say(f"{name}: {error}")
+
+    def compared(self, found: Mapping[str, list[dict]], loads: Sequence[Mapping[str, int]], rounds: int) -> dict:
+        """What was measured until now, compared."""
+        one, other = found
+        rows = benchmark.compare_arms(found[one], found[other], loads)
+        ratios = {}
+        for row in rows:
+            if row["figure"] == "output_tokens_per_second":
+                ratios[benchmark_client.load_name(row["load"])] = round(row["on"]["median"] / row["off"]["median"], 4)
+        return {
+            "arms": [one, other], "rounds": rounds, "loads": list(loads), "rows": rows, "ratios": ratios,
+            "runs": {arm: list(runs) for arm, runs in found.items()},
+            "summary_line": ", ".join(f"{load}: {ratio:.3f}" for load, ratio in ratios.items()),
+        }  # fmt: skip
+
+    def start(self, *servers: tuple[str, Server, Rendered | None], limit: float = 400) -> None:
+        """Wait for servers that are starting, and keep how long it took."""
+        def wait(name: str, server: Server, rendered: Rendered | None) -> None:
+            try:
+                seconds = server.wait(min(limit, max(self.left(), 5)))
+                self.keep(f"server_{name}", self.described(server, rendered, seconds))
+                self.say(f"{name} answered after {seconds} s")
+            except ProofError as error:
+                self.wrong.append(f"{name}: {str(error).splitlines()[0]}")
+                self.keep(f"server_{name}", {"error": str(error), "log": server.worth(), "command": server.command})
+                self.say(f"{name}: {error}")
+
+        threads = [threading.Thread(target=wait, args=one) for one in servers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def alive(self, *servers: Server) -> bool:
+        """Whether servers run that can be measured."""
+        return all(server.process.poll() is None and not any(name.startswith(f"{server.name}:") for name in self.wrong)
+                   for server in servers)  # fmt: skip
+
+    def judge(self, name: str) -> None:
+        """Compare the rendered server with the hand-made one."""
+        found = self.result.get(name)
+        if not found:
+            return
+        slow = {load: ratio for load, ratio in found["ratios"].items() if ratio < RATIO}
+        self.wrong += [f"{name}: at {load} the rendered server has {ratio:.3f} of the hand-made one's tokens per second"
+                       for load, ratio in slow.items()]  # fmt: skip
+
+    def begin_tp1(self, gpus: Sequence[int]) -> dict[str, Rendered]:
+        """Begin to render the servers on one GPU each."""
+        first, last = gpus[0], gpus[-1]
+        share = self.share(gpus)
+        return {
+            "rendered": self.render("rendered", 1, [first], share, True, "rendered"),
+            "sampler_off": self.render("sampler_off", 1, [last], share, False, "sampler_off"),
+            "sampler_on": self.render("sampler_on", 1, [last], share, True, "rendered"),
+        }
+
+    @staticmethod
+    def share(gpus: Sequence[int]) -> float:
+        """What a server on one GPU takes of it. On a single GPU there are three."""
+        return SHARE / (2 if len(gpus) > 1 else 3)
+
+    def stage_tp1(self, gpus: Sequence[int], pending: Mapping[str, Rendered]) -> None:
+        """One GPU for each server."""
+        first, last = gpus[0], gpus[-1]
+        share = self.share(gpus)
+        rendered = {name: one.done() for name, one in pending.items()}
+        self.say("rendered: " + shlex.join(rendered["rendered"].command))
+        cold = self.serve("rendered", rendered["rendered"])
+        if last != first:
+            off = self.serve("sampler_off", rendered["sampler_off"])
+            self.start(("rendered", cold, rendered["rendered"]), ("sampler_off", off, rendered["sampler_off"]))
+        else:
+            self.start(("rendered", cold, rendered["rendered"]))
+        self.verified("verify", cold)
+        if last != first:
+            if self.alive(cold):
+                hand = self.by_hand("hand_made", 1, [first], share, "rendered")
+            else:
+                # What FlashInfer doesn't let start is compared without it.
+                cold, hand = off, self.by_hand("hand_made", 1, [first], share, "sampler_off", sampler=False)
+            on = self.serve("sampler_on", rendered["sampler_on"])
+            self.start(("hand_made", hand, None), ("sampler_on", on, rendered["sampler_on"]))
+        else:
+            # One after the other: two engines that measure one GPU's free memory at once both get it wrong.
+            hand = self.by_hand("hand_made", 1, [first], share, "rendered")
+            self.start(("hand_made", hand, None))
+            off = self.serve("sampler_off", rendered["sampler_off"])
+            self.start(("sampler_off", off, rendered["sampler_off"]))
+            on = cold
+        pairs = {"rendered_to_hand_made": {"rendered": cold, "hand_made": hand},
+                 "sampler_on_to_off": {"on": on, "off": off}}  # fmt: skip
+        self.in_pairs({name: pair for name, pair in pairs.items() if self.alive(*pair.values())}, last != first)
+        self.judge("rendered_to_hand_made")
+        self.sampler_verdict(on, off)
+        if last == first and self.left() > 150:
+            self.stop_all()
+            warm = self.serve("warm", rendered["rendered"])
+            self.start(("sampler_on", warm, rendered["rendered"]))
+        self.keep("starts", {
+            "cold_seconds": self.result["server_rendered"].get("start_seconds"),
+            "warm_seconds": self.result.get("server_sampler_on", {}).get("start_seconds"),
+            "hand_made_warm_seconds": self.result.get("server_hand_made", {}).get("start_seconds"),
+            "cold_without_flashinfer_seconds": self.result["server_sampler_off"].get("start_seconds"),
+        })  # fmt: skip
+        self.stop_all()
+
+    def verified(self, name: str, server: Server) -> None:
+        """Verify a server and keep it."""
+        if not self.alive(server):
+            return
+        found = self.verify(server)
+        self.keep(name, found)
+        self.say(f"{name}: {'passed' if found['passed'] else found['failures']}, it answered {found.get('answer')!r}")
+        if not found["passed"]:
+            self.wrong += [f"{name}: {failure}" for failure in found["failures"]]
+
+    def in_pairs(self, pairs: Mapping[str, Mapping[str, Server]], beside: bool) -> None:
+        """Measure pairs of servers in turns: pairs on different GPUs at the same time, else one after the other."""
+        self.wait_for_client()
+        threads = [threading.Thread(target=self.in_turns, args=(name, pair, self.options.rounds))
+                   for name, pair in pairs.items()]  # fmt: skip
+        for thread in threads:
+            thread.start()
+            if not beside:
+                thread.join()
+        for thread in threads:
+            thread.join()
+
+    def wait_for_client(self) -> None:
+        """Wait until the client is imported."""
+        if not getattr(self, "client_ready", False):
+            assert self.client_process.stdout
+            # vLLM has its own things to say before.
+            if not any(line.strip() == "ready" for line in iter(self.client_process.stdout.readline, "")):
+                raise ProofError(f"vLLM's benchmark client can't be imported: see {self.work / 'client-start.log'}")
+            self.client_ready = True
+
+    def sampler_verdict(self, on: Server, off: Server) -> None:
+        """What the sampler's comparison says."""
+        found = self.result.get("sampler_on_to_off")
+        if found:
+            used = {"on": [benchmark.sampler_in("\n".join(on.lines()))],
+                    "off": [benchmark.sampler_in("\n".join(off.lines()))]}  # fmt: skip
+            said = benchmark.sampler_verdict(found["rows"], found["rounds"], used)
+            self.keep("sampler_on_to_off", {**found, "used": used, "verdict": said})
+            self.say("\n".join(said))
+
+    def stage_tp2(self, gpus: Sequence[int]) -> None:
+        """Two GPUs for each server."""
+        both = list(gpus[:2])
+        rendered = self.render("rendered_tp2", 2, both, SHARE / 2, True, "rendered_tp2").done()
+        self.say("rendered: " + shlex.join(rendered.command))
+        ours = self.serve("rendered_tp2", rendered)
+        self.start(("rendered_tp2", ours, rendered))
+        self.verified("verify_tp2", ours)
+        if self.alive(ours) and self.left() > 60:
+            hand = self.by_hand("hand_made_tp2", 2, both, SHARE / 2, "rendered_tp2")
+            self.start(("hand_made_tp2", hand, None))
+            if self.alive(ours, hand):
+                self.in_pairs({"rendered_to_hand_made_tp2": {"rendered": ours, "hand_made": hand}}, False)
+                self.judge("rendered_to_hand_made_tp2")
+        self.stop_all()
+
+    def go(self) -> int:
+        """Do what was asked for."""
+        stages = self.options.stages.split(",")
+        try:
+            info = self.facts()
+            count = len(info["gpus"]) or 1
+            gpus = list(range(count)) if not self.options.no_gpu else [0]
+            self.make_model()
+            pending = self.begin_tp1(gpus) if "tp1" in stages else {}
+            if "check" in stages:
+                self.check_gpus(info)
+            self.start_client()
+            if "tp1" in stages:
+                self.stage_tp1(gpus, pending)
+            if "tp2" in stages:
+                if count > 1:
+                    self.stage_tp2(gpus)
+                else:
+                    self.say("tensor parallel 2 needs two GPUs; left out")
+        except (ProofError, benchmark_client.BenchmarkError) as error:
+            self.wrong.append(str(error))
+            self.say(str(error))
+        finally:
+            self.stop_all()
+            with contextlib.suppress(ProcessLookupError, AttributeError):
+                os.killpg(self.client_process.pid, signal.SIGKILL)
+            self.keep("seconds", round(time.monotonic() - self.began, 1))
+            (self.out / "README.md").write_text(report.page(self.result))
+        for line in self.wrong:
+            self.say(f"WRONG {line}")
+        return bool(self.wrong)
+
+
+def pair(text: str) -> tuple[str, str]:
+    """NAME=VALUE."""
+    name, sign, value = text.partition("=")
+    if not sign:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, value
+
+
+def engine(text: str) -> tuple[str, Any]:
+    """A key of the engine config and its value, as JSON where it is some."""
+    name, value = pair(text)
+    with contextlib.suppress(ValueError):
+        return name, json.loads(value)
+    return name, value
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--release", type=Path, default=Path("/opt/vllm"), help="a folder with bin/python and bin/vllm")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu-proof", help="for result.json and README.md")
+    parser.add_argument("--work", type=Path, help="for caches, logs and the model; below --out by default")
+    parser.add_argument("--stages", default="check,tp1,tp2", help="which of check, tp1 and tp2")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each server is measured")
+    parser.add_argument("--limit", type=float, default=3600, help="seconds in all; then no round is begun any more")
+    parser.add_argument("--environment", type=pair, action="append", default=[], metavar="NAME=VALUE",
+                        help="for all servers and checks")  # fmt: skip
+    parser.add_argument("--engine", type=engine, action="append", default=[], metavar="KEY=VALUE",
+                        help="of the engine config, for all servers")  # fmt: skip
+    parser.add_argument("--tiny", action="store_true", help="the lab's tiny model and two loads, to try the harness")
+    parser.add_argument("--no-gpu", action="store_true", help="try the harness with vLLM's CPU build")
+    options = parser.parse_args()
+    return Proof(options).go()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+# Copyright (c) 2026 The Phoenix Hypervisor team
+# GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A page of what proof.py measured.
+
+    python tests/gpu/report.py docs/benchmarks/…/result.json >docs/benchmarks/…/README.md
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+UNITS = {"output_tokens_per_second": ("tokens/s", 0), "first_token_ms": ("first token, ms", 1),
+         "inter_token_ms": ("between tokens, ms", 2)}  # fmt: skip
+
+
+def load_name(load: Mapping[str, int]) -> str:
+    """A load in a few words."""
+    plural = "" if load["streams"] == 1 else "s"
+    return f"{load['streams']} stream{plural}, {load['input_tokens']} in, {load['output_tokens']} out"
+
+
+def warning(machine: Mapping[str, Any]) -> str:
+    """Which GPU this was, and that it says nothing of another one."""
+    names = sorted({gpu["name"] for gpu in machine["gpus"]}) or ["no GPU"]
+    kinds = sorted({gpu["architecture"] for gpu in machine["gpus"]})
+    if not machine["gpus"]:
+        return "**Without a GPU: a try of the harness, not a measurement.**"
+    what = f"{len(machine['gpus'])} {names[0]}, {kinds[0]}"
+    if kinds == ["Blackwell"]:
+        return f"Measured on {what}."
+    return (
+        f"**Measured on {what}, not Blackwell.** What it shows is that the rendered server works and loses nothing; "
+        "figures of speed on an RTX 50-series card (sm_120) are others, and so may be what the sampler gains."
+    )
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table."""
+    return ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
+
+
+def number(value: float, digits: int) -> str:
+    """A figure."""
+    return f"{value:,.{digits}f}"
+
+
+def compared(found: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """Lines that compare two servers.
+
+    :param names: what they are called
+    """
+    rows = []
+    for row in found["rows"]:
+        unit, digits = UNITS[row["figure"]]
+        cells = [f"{number(row[arm]['median'], digits)} ({number(row[arm]['least'], digits)} to "
+                 f"{number(row[arm]['most'], digits)})" for arm in ("on", "off")]  # fmt: skip
+        ratio = row["on"]["median"] / row["off"]["median"] if row["off"]["median"] else 0.0
+        chance = "" if row["verdict"] == "too few rounds" else f"{row['chance']:.2g}"
+        rows.append([load_name(row["load"]), unit, *cells, f"{ratio:.3f}", chance])
+    header = ["load", "figure", *(f"{name}: median (range)" for name in names), "ratio", "p"]
+    return table(header, rows)
+
+
+def server(name: str, found: Mapping[str, Any]) -> list[str]:
+    """Lines about one server: how it was started, and what it said."""
+    lines = [f"### {name}", ""]
+    if "error" in found:
+        return [*lines, "It did not answer:", "", "```", *found["error"].splitlines()[-15:], "```", ""]
+    variables = " ".join(f"{key}={shlex.quote(value)}" for key, value in sorted(found["environment"].items()))
+    lines += ["```", f"{variables} \\", f"  {shlex.join(found['command'])}", "```", ""]
+    if found.get("engine_config_file"):
+        lines += ["with the engine config", "", "```yaml", *found["engine_config_file"].strip().splitlines(), "```", ""]
+    if found["log"]:
+        lines += ["What it said of itself:", "", "```", *found["log"], "```", ""]
+    return lines
+
+
+def page(result: Mapping[str, Any]) -> str:
+    """The page."""
+    machine = result["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
+    lines = [
+        f"# Proof on a GPU, {result.get('date', '')[:10]}", "", warning(machine), "",
+        "`tests/gpu/proof.py` takes the definition of container 921 from `inventories/example` (Llama 3.2 3B's "
+        "architecture, made-up weights, fp8 weights and fp8 KV cache), lets the inventory plugin, the role "
+        "`vllm_model_server`, its template and its module render it, and starts the real vLLM with what came out.", "",
+        *table(["", ""], [
+            ["driver", f"{machine['driver']}, CUDA {machine['cuda_driver']}"],
+            ["CUDA toolkit", machine["toolkit"] or "none"],
+            ["software", f"Python {machine['python']}, {versions}"],
+            ["machine", f"{machine['processor']}, {machine['cores']} cores, Linux {machine['kernel']}"],
+        ]), "",
+    ]  # fmt: skip
+    wrong = result.get("wrong") or []
+    if wrong:
+        lines += ["**Not as it should be:**", "", *(f"- {line}" for line in wrong), ""]
+    if "starts" in result:
+        words = {
+            "cold_seconds": "rendered, empty caches", "warm_seconds": "rendered, kept caches",
+            "hand_made_warm_seconds": "hand-made, the same kept caches",
+            "cold_without_flashinfer_seconds": "rendered with the sampler off, empty caches",
+        }  # fmt: skip
+        rows = [[words[name], f"{seconds:.1f} s"] for name, seconds in result["starts"].items() if seconds]
+        for name, what in (("server_rendered_tp2", "rendered, tensor parallel 2, empty caches"),
+                           ("server_hand_made_tp2", "hand-made, tensor parallel 2, the same kept caches")):  # fmt: skip
+            if result.get(name, {}).get("start_seconds"):
+                rows.append([what, f"{result[name]['start_seconds']:.1f} s"])
+        lines += ["## From the start to the first completion", "", *table(["", ""], rows), ""]
+    for name, title, arms in (
+        ("rendered_to_hand_made", "The rendered server and the hand-made command line, on one GPU, in turns",
+         ("rendered", "hand-made")),
+        ("rendered_to_hand_made_tp2", "The same with tensor parallel 2", ("rendered", "hand-made")),
+        ("sampler_on_to_off", "FlashInfer's sampler on and off, on one GPU, in turns", ("on", "off")),
+    ):
+        found = result.get(name)
+        if not found:
+            continue
+        lines += [f"## {title}", "", f"{found['rounds']} rounds.", "", *compared(found, arms), ""]
+        lines += [*(f"- {line}" for line in found.get("verdict", ())), ""] if found.get("verdict") else []
+    for name in ("verify", "verify_tp2"):
+        if name in result:
+            found = result[name]
+            lines += [f"## {name}", "", f"{'Passed' if found['passed'] else 'Failed'}: {found.get('answer', '')!r}", ""]
+    if "gpu_check" in result:
+        found = result["gpu_check"]
+        lines += [f"## gpu_check ({found['seconds']} s)", "", "```", *found["table"], "```", ""]
+    lines += ["## The servers", ""]
+    for name in ("rendered", "hand_made", "sampler_on", "sampler_off", "rendered_tp2", "hand_made_tp2"):
+        if f"server_{name}" in result:
+            lines += server(name, result[f"server_{name}"])
+    asked = result["asked"]
+    lines += [
+        "## To repeat it", "", "```", f"make gpu-proof ARGS={shlex.quote(shlex.join(asked['arguments']))}", "```", "",
+        f"Requests were sampled with {json.dumps(asked['sampling'])}, random tokens, `--ignore-eos`, by `vllm bench "
+        "serve`. `result.json` beside this page has each run, the unit, all packages and what NVML said.", "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page(json.loads(Path(sys.argv[1]).read_text())))
