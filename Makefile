@@ -59,7 +59,7 @@ test-awx: $(DEV) ## AWX as code on a stand-in for its API, the execution environ
 	@tools/step "AWX" python -m pytest -m "not full" tests/awx
 
 # What runs inside containers beside what is done on the node; each file has CTIDs of its own.
-INSIDE := $(wildcard tests/lab/test_model*.py tests/lab/test_two*.py tests/lab/test_v*.py tests/lab/test_watchdog.py)
+INSIDE := $(foreach name,benchmark* certificate* gpu_check model* nvidia two* v* watchdog,$(wildcard tests/lab/test_$(name).py))
 NODE := lab/tests $(filter-out $(INSIDE),$(wildcard tests/lab/test_*.py))
 test-lab: $(DEV) lab-up ## The modules, the connection, the roles and the lab itself, on real containers
 	@tools/step "lab tests" tools/side_by_side \
