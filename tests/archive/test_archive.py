@@ -123,9 +123,11 @@ def test_galaxy_would_take_it(archive, tmp_path):
     said = done.stdout + done.stderr
     assert done.returncode == 0, said[-6000:]
     assert "Importer processing completed successfully" in said, said[-6000:]
-    # What a role is for is said in its argument specs.
+    # What a role is for is said in its argument specs; the link in .ansible is what the sanity tests are told of; the
+    # importer's ansible-lint doesn't find the collection that it looks at by its name.
+    known = ("Could not get role description", "Ignore files skip ansible-test sanity", "phoenix.hypervisor.site playbook")
     found = re.findall(r"^(?:ERROR|WARNING).*", said, re.MULTILINE)
-    assert not [line for line in found if "Could not get role description" not in line], found
+    assert not [line for line in found if not any(words in line for words in known)], found
 
 
 @pytest.mark.full
