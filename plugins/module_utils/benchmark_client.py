@@ -560,7 +560,7 @@ def main(job_path, status_path):
         sys.stdout.flush()
 
     # systemd's way to end it: the client has to go, too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, stop)
     try:
         result = {"measured": measure(job, say, Watch(job).still)}
     except BenchmarkError as error:
@@ -568,8 +568,12 @@ def main(job_path, status_path):
     except OSError as error:
         result = {"error": f"The benchmark could not be run: {error.strerror} ({error.filename})."}
     write_json(status_path, {**status, **result, "done": True, "ended": time.time()})
-    return 0
+
+
+def stop(*_signal):
+    """End by way of all C(finally)."""
+    raise SystemExit(143)
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:3]))
+    main(*sys.argv[1:3])

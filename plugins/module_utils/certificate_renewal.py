@@ -952,6 +952,11 @@ def by_own_ca(config, entry, folder, now):
     return chain, key, []
 
 
+def roots_of(source, ca_file):
+    """Return the path of the roots that a certificate must come from; C("") when nobody says which."""
+    return {"step_ca": ca_file, "self_signed": f"{STATE}/own_ca/ca.pem"}.get(source, "")
+
+
 def by_files(entry):
     """Return (chain, key, []) of the files that somebody else keeps."""
     texts = []
@@ -1104,9 +1109,9 @@ def get_pair(config, entry, folder, now):
 def renew(config, entry, force, now):
     """Look at one certificate, and do what is due. Return what came of it, as the status has it."""
     record, part = Record(entry["name"]), config["renew_at"]
-    roots = "" if config["source"] == "files" else config["ca_file"]
+    roots = roots_of(config["source"], config["ca_file"])
     files = (read_text(entry["cert_file"]), read_text(entry["key_file"]))
-    why, _said = why_due(entry, files, now, part, roots if os.path.exists(roots) else "")
+    why, _said = why_due(entry, files, now, part, roots)
     if config["source"] == "files":
         texts = tuple(read_text(entry[name]) for name in ("source_certificate", "source_key"))
         why = "" if texts == files and why.startswith("it ends") else why

@@ -50,8 +50,7 @@ class Worker:
         self.reader.start()
 
     def _read(self) -> None:
-        assert self.process.stdout
-        for line in self.process.stdout:
+        for line in self.process.stdout or ():
             match = re.match(rf"{MARK} (\{{.*\}})$", line.decode("utf-8", "replace").rstrip())
             if not match:
                 continue

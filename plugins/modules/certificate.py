@@ -329,11 +329,10 @@ class Run:
         texts = (renewal.read_text(entry["cert_file"]), renewal.read_text(entry["key_file"]))
         source = self.params["source"]
         # Compared with the roots that there will be.
-        trusted = wanted.get(CA_FILE, renewal.read_text(CA_FILE)) if source != "files" else ""
         with tempfile.NamedTemporaryFile("w", suffix=".pem", encoding="utf-8") as file:
-            file.write(trusted)
+            file.write(wanted.get(CA_FILE, ""))
             file.flush()
-            roots = file.name if trusted else ""
+            roots = renewal.roots_of(source, file.name)
             why, _said = renewal.why_due(entry, texts, time.time(), self.params["renew_at"], roots, jitter=False)
         if source == "files":
             given = tuple(self.given.get(path, renewal.read_text(path))

@@ -472,7 +472,8 @@ def main():
             "seed": {"type": "int", "default": 0},
             "url": {"type": "str", "default": ""},
             "model": {"type": "str", "default": ""},
-            "tokenizer": {"type": "str", "default": ""},
+            # A name, and no token.
+            "tokenizer": {"type": "str", "default": "", "no_log": False},
             "api_key": {"type": "str", "default": "", "no_log": True},
             "ca_file": {"type": "path", "default": ""},
             "timeout": {"type": "int", "default": 3600},

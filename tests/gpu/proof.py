@@ -470,11 +470,11 @@ class Proof:
 
     def described(self, server: Server, rendered: Rendered | None, seconds: float) -> dict[str, Any]:
         """A server for the result."""
-        around = set(os.environ.items())
+        # Of what a person's shell has, only what was added to it.
+        added = dict(sorted(set(server.environment.items()) - set(os.environ.items())))
         return {
             "command": server.command,
-            "environment": rendered.environment if rendered else
-                dict(sorted(set(server.environment.items()) - around)),
+            "environment": rendered.environment if rendered else added,
             **({"engine_config_file": rendered.config, "unit": rendered.unit} if rendered else {}),
             "start_seconds": seconds, "log": server.worth(),
             "sampler": benchmark.sampler_in("\n".join(server.lines())),

@@ -58,7 +58,7 @@ class Checkout:
         }  # fmt: skip
         (self.inventory / "phoenix_lxc_configs.json").write_text(json.dumps({"lxc_configs": {str(VMID): entry}}))
         variables = {
-            "vllm_model_server_api_key": KEY,
+            "certificate_source": "none", "vllm_model_server_api_key": KEY,
             "vllm_model_server_ready_timeout": 60, "vllm_model_server_stop_timeout": 5,
         }  # fmt: skip
         (self.inventory / "group_vars/phoenix_containers.yml").write_text(yaml.safe_dump(variables))

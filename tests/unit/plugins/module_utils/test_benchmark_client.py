@@ -424,7 +424,7 @@ def run_program(job: dict, tmp_path: Path) -> dict:
     """What the program says in the end."""
     path, status = tmp_path / "job.json", tmp_path / "status.json"
     path.write_text(json.dumps({"id": "abc", **job}))
-    assert client.main(str(path), str(status)) == 0
+    client.main(str(path), str(status))
     return json.loads(status.read_text())
 
 
