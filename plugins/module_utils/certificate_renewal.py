@@ -329,6 +329,9 @@ def why_due(entry, files, now, part, roots, jitter=True):
         return f"it has the name {', '.join(others)}, which is declared no more", said
     if said["end"] <= now:
         return f"it expired at {moment(said['end'])}", said
+    if said["begin"] - now > CLOCK:
+        # Made while a clock was wrong, or it is wrong now; who makes the next one knows which.
+        return f"it is not valid before {moment(said['begin'])}", said
     if is_due(said, now, part, random.random() if jitter else 0.0):
         return f"it ends in {span(said['end'] - now)}", said
     if roots:

@@ -109,6 +109,7 @@ def test_why_due(here, authority):
     assert why(names=["a.test"], optional_names=["b.test"]) == ""
     assert why(at=now + 60000) == "it ends in 7 hours"
     assert why(at=now + 2 * 86400).startswith("it expired at ")
+    assert why(at=now - 86400).startswith("it is not valid before ")
     (here / "ca.pem").write_text(authority.pem)
     assert why(roots=str(here / "ca.pem")) == ""
     (here / "ca.pem").write_text(Authority().pem)
