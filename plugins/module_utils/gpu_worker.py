@@ -200,7 +200,7 @@ class Checks:
     def all_reduce(self):
         """Add up over all GPUs with NCCL."""
         torch, wish = self.torch, self.wish
-        import torch.distributed as distributed
+        from torch import distributed
 
         world, rank = wish["world"], wish["rank"]
         store = distributed.FileStore(wish["store"], world)

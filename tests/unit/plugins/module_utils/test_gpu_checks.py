@@ -216,7 +216,7 @@ def test_one_gpu_alone():
 
 def test_the_numbers_of_e4m3():
     numbers = [gpu_worker.decode_e4m3(code) for code in range(256)]
-    assert max(number for number in numbers if number == number) == 448.0
+    assert max(number for number in numbers if not math.isnan(number)) == 448.0
     assert numbers[0x38] == 1.0 and numbers[0x01] == 2**-9 and numbers[0x08] == 2**-6 and numbers[0xB8] == -1.0
     assert [code for code, number in enumerate(numbers) if math.isnan(number)] == [0x7F, 0xFF]
     # Within one sign they grow with their codes.

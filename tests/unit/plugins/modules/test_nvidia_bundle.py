@@ -134,7 +134,7 @@ def test_another_version_takes_its_place(box):
         (lambda home: (home / "bin/nvidia-smi").chmod(0o644), "bin/nvidia-smi has another mode"),
         (lambda home: (home / MANIFEST).unlink(), "its manifest is missing"),
         (lambda home: (home / MANIFEST).write_text("{}"), "its manifest is another one"),
-        (lambda home: shutil.rmtree(home), "unpack NVIDIA driver"),
+        (shutil.rmtree, "unpack NVIDIA driver"),
         (lambda home: ((home / "bin/nvidia-smi").unlink(), (home / "bin/nvidia-smi").mkdir()), "nvidia-smi is no file"),
     ],
 )
