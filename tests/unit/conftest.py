@@ -13,15 +13,28 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 from ansible.module_utils import basic
-from ansible.module_utils.testing import patch_module_args
 from ansible_collections.phoenix.hypervisor.plugins.module_utils import inside, process
 from hypothesis import settings
+
+try:
+    from ansible.module_utils.testing import patch_module_args
+except ImportError:
+    # ansible-core 2.17 has no function for it.
+    @contextlib.contextmanager
+    def patch_module_args(args: dict) -> Iterator[None]:
+        """Let the next module that is run in this process find these arguments."""
+        basic._ANSIBLE_ARGS = json.dumps({"ANSIBLE_MODULE_ARGS": args}).encode()
+        try:
+            yield
+        finally:
+            basic._ANSIBLE_ARGS = None
+
 
 # pyproject.toml says this to pytest; `ansible-test units` has settings of its own.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "support"))
