@@ -35,7 +35,10 @@ lab-status: ## Say what of the lab is there
 # --- tests --------------------------------------------------------------------------------------------------------
 
 .PHONY: test
-test: test-unit test-lint test-sanity test-build test-awx test-lab test-molecule ## All tests (what CI runs)
+test: $(DEV) ## All tests (what CI runs)
+	@tools/side_by_side '$(MAKE) --no-print-directory test-unit test-build test-awx' \
+		'$(MAKE) --no-print-directory test-lint test-sanity'
+	@$(MAKE) --no-print-directory test-lab test-molecule
 	@echo "All tests passed."
 
 .PHONY: test-unit test-lint test-sanity test-build test-awx test-lab test-molecule test-full

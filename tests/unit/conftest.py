@@ -40,8 +40,9 @@ except ImportError:
 sys.path.append(str(Path(__file__).resolve().parents[1] / "support"))
 
 # A loaded machine is slow now and then; a case that takes long is no fault.
+settings.register_profile("usual", deadline=None)
 settings.register_profile("full", max_examples=10_000, deadline=None)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "usual"))
 
 
 @pytest.fixture
