@@ -145,10 +145,13 @@ class Repository:
         subprocess.run(["gpgconf", "--homedir", str(self._home), "--kill", "all"], check=False, capture_output=True)
 
     def _gpg(self, *words: str, data: bytes = b"") -> bytes:
-        return subprocess.run(
-            ["gpg", "--homedir", str(self._home), "--batch", "--yes", "--passphrase", "", *words],
-            input=data, check=True, capture_output=True,
-        ).stdout  # fmt: skip
+        command = ["gpg", "--homedir", str(self._home), "--batch", "--yes", "--passphrase", "", *words]
+        # gpg waits five seconds for its agent to start, which is not enough on a loaded machine.
+        for _attempt in range(4):
+            done = subprocess.run(command, input=data, check=False, capture_output=True)
+            if done.returncode == 0:
+                return done.stdout
+        raise AssertionError(done.stderr.decode())
 
     def add(self, name: str, version: str, files: Mapping[str, bytes], depends: str = "") -> None:
         """Add a package."""
