@@ -87,9 +87,10 @@ export LC_ALL=C
 cd -- "$1" && shift && exec cat -- "$@"
 """
 
-# Arguments: the folder of the wheels. All of the work goes, not only they.
+# Arguments: the folder of the wheels, its manifest's name. All of the work goes, not only they. What is killed in the
+# middle leaves nothing that looks whole.
 _REMOVE = r"""
-rm -rf -- "${1%/*}"
+rm -f -- "$1/$2" && rm -rf -- "${1%/*}"
 """
 
 
@@ -197,4 +198,4 @@ def take(vmid: int, wheels: str, names: Sequence[str], sink: Callable[[bytes], o
 
 def remove(vmid: int, wheels: str, timeout: float) -> None:
     """Take away the folder that a release was made in."""
-    inside.ask(vmid, _REMOVE, [_NAME, wheels], f"{wheels} can't be removed", timeout)
+    inside.ask(vmid, _REMOVE, [_NAME, wheels, MANIFEST], f"{wheels} can't be removed", timeout)

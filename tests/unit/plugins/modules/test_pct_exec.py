@@ -47,8 +47,10 @@ def test_standard_input(run):
 def test_secrets_are_nowhere_and_other_results_stay_as_they_are(run, attach):
     result = run(cmd="echo 10; exit 1", environment={"A": "1", "B": "hunter2"}, stdin="0")
     assert (result["rc"], result["stdout"]) == (1, "10")
-    arguments = result["invocation"]["module_args"]
-    assert arguments["environment"] == arguments["stdin"] == "VALUE_SPECIFIED_IN_NO_LOG_PARAMETER"
+    # ansible-core 2.21 hands the options on only when it is asked to.
+    if "invocation" in result:
+        arguments = result["invocation"]["module_args"]
+        assert arguments["environment"] == arguments["stdin"] == "VALUE_SPECIFIED_IN_NO_LOG_PARAMETER"
     assert "hunter2" not in json.dumps(result)
     assert "hunter2" not in " ".join(attach.calls[0])
 
