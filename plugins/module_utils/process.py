@@ -1,6 +1,8 @@
 # Copyright (c) 2026 The Phoenix Hypervisor team
 # GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
+# The one file that runs processes on the node.
+# pylint: disable=ansible-bad-function
 """The one place that runs processes on a node, and turns their failures into one sentence."""
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 # Copyright (c) 2026 The Phoenix Hypervisor team
 # GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
+# Runs without a module, whose run_command it can't have.
+# pylint: disable=ansible-bad-function
 """The wheels that nobody publishes: vLLM compiled against the locked PyTorch, and source distributions.
 
 Runs in the container, on the standard library, called by C(release_job). The places, below the job's folder:
