@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import ssl
 import time
@@ -184,3 +185,12 @@ def blocks(reply: Any) -> Iterator[bytes]:
         if not block:
             return
         yield block
+
+
+def sha256_of(path: str | Path) -> str:
+    """Return the SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(BLOCK), b""):
+            digest.update(block)
+    return digest.hexdigest()

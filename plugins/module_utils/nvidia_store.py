@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from . import download, nvidia_driver, nvidia_repository, process
-from .download import BLOCK, Unreachable
+from .download import BLOCK, Unreachable, sha256_of
 from .nvidia_driver import DRIVER, MANIFEST, TOOLKIT, File, NvidiaError, Source
 
 DEFAULT = "/var/lib/phoenix-hypervisor/nvidia"
@@ -128,7 +128,7 @@ class Store:
         there = os.stat(path)
         if [there.st_size, there.st_mtime_ns, there.st_ctime_ns] == record["seen"]:
             return True
-        return there.st_size == record["seen"][0] and _sha256(path) == record["sha256"]
+        return there.st_size == record["seen"][0] and sha256_of(path) == record["sha256"]
 
     @contextlib.contextmanager
     def locked(self, seconds: float) -> Iterator[None]:
@@ -182,7 +182,7 @@ class Store:
             packed = f"{work}/{name}.tar"
             _pack(packed, tree, text)
             record = {"name": name, "kind": kind, "version": version, "digest": whole, "source": method}
-            record.update(origin=origin, sha256=_sha256(packed))
+            record.update(origin=origin, sha256=sha256_of(packed))
             os.replace(packed, self.archive(name))
             there = os.stat(self.archive(name))
             record["seen"] = [there.st_size, there.st_mtime_ns, there.st_ctime_ns]
@@ -388,7 +388,7 @@ class Store:
         os.makedirs(f"{self.folder}/.parts", 0o700, exist_ok=True)
         part = Path(self.folder, ".parts", sha256)
         begun = part.stat().st_size if part.exists() else 0
-        if begun and _sha256(str(part)) == sha256:
+        if begun and sha256_of(part) == sha256:
             return str(part)
         try:
             found = download.download(
@@ -584,11 +584,3 @@ def _pack(path: str, tree: Tree, text: str) -> None:
                 archive.addfile(member, source)
     with open(path, "rb") as file:
         os.fsync(file.fileno())
-
-
-def _sha256(path: str) -> str:
-    hashed = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(BLOCK), b""):
-            hashed.update(block)
-    return hashed.hexdigest()

@@ -33,7 +33,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .download import AGENT, BLOCK, PAUSES, Unreachable, download, opener
+from .download import AGENT, PAUSES, Unreachable, download, opener, sha256_of
 from .download import reason as _reason
 from .release_plan import JobError, explain, without_secrets
 
@@ -528,15 +528,6 @@ class Fetcher:
                 of = f" of {total / 1e6:.0f}" if total else ""
                 detail = f"({self._files} of {of_files} files, {self._bytes / 1e6:.0f}{of} MB)"
                 self.say("downloading packages", detail)
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(BLOCK), b""):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def with_hash(link: Link) -> Link:

@@ -274,7 +274,7 @@ class Task:
                 return f"{path} has another mode"
             # Nobody can set ctime, and a write sets it.
             now[path] = [there.st_size, there.st_mtime_ns, there.st_ctime_ns, there.st_ino]
-            if known.get(path) != now[path] and sha256(f"{self.home}/{path}") != file.sha256:
+            if known.get(path) != now[path] and self.module.sha256(f"{self.home}/{path}") != file.sha256:
                 return f"{path} has another content"
         except FileNotFoundError:
             return f"{path} is missing"
@@ -537,15 +537,6 @@ def copy(source, path: str, executable: bool) -> str:
         if size >= _BLOCK:
             file.flush()
             os.fsync(file.fileno())
-    return hashed.hexdigest()
-
-
-def sha256(path: str) -> str:
-    """Return a file's digest."""
-    hashed = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(_BLOCK), b""):
-            hashed.update(block)
     return hashed.hexdigest()
 
 

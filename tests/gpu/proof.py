@@ -307,8 +307,14 @@ class Proof:
             self.result[name] = what
             self.result["wrong"] = self.wrong
             new = self.file.with_suffix(".new")
-            new.write_text(json.dumps(self.result, indent=1) + "\n")
+            new.write_text(self.anywhere(json.dumps(self.result, indent=1)) + "\n")
             os.replace(new, self.file)
+
+    def anywhere(self, text: str) -> str:
+        """What is written down, with names for this machine's folders: the result is read elsewhere."""
+        for folder, name in ((self.work, "$WORK"), (self.release, "$RELEASE"), (self.out, "$OUT")):
+            text = text.replace(str(folder), name)
+        return text
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
@@ -717,7 +723,7 @@ class Proof:
             with contextlib.suppress(ProcessLookupError, AttributeError):
                 os.killpg(self.client_process.pid, signal.SIGKILL)
             self.keep("seconds", round(time.monotonic() - self.began, 1))
-            (self.out / "README.md").write_text(report.page(self.result))
+            (self.out / "README.md").write_text(self.anywhere(report.page(self.result)))
         for line in self.wrong:
             self.say(f"WRONG {line}")
         return bool(self.wrong)

@@ -130,7 +130,8 @@ def page(result: Mapping[str, Any]) -> str:
     if "gpu_check" in result:
         found = result["gpu_check"]
         lines += [f"## gpu_check ({found['seconds']} s)", "", "```", *found["table"], "```", ""]
-    lines += ["## The servers", ""]
+    folders = "`$WORK` is the harness's folder for caches, logs and the model, `$RELEASE` the folder with vLLM"
+    lines += ["## The servers", "", f"{folders} (`--work`, `--release`).", ""]
     for name in ("rendered", "hand_made", "sampler_on", "sampler_off", "rendered_tp2", "hand_made_tp2"):
         if f"server_{name}" in result:
             lines += server(name, result[f"server_{name}"])

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import re
@@ -30,6 +31,9 @@ class Module:
 
     def get_bin_path(self, name: str, required: bool = False, opt_dirs: object = None) -> str:
         return name
+
+    def sha256(self, path: str) -> str:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
     def run_command(self, words: list[str], environ_update: object = None) -> tuple[int, str, str]:
         self.box.commands.append(" ".join(words))
