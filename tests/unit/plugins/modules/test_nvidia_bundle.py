@@ -165,7 +165,7 @@ def test_content_is_compared_and_not_only_how_a_file_looks(box):
 def test_what_was_right_is_not_read_again(box, monkeypatch):
     box.run()
     box.run()
-    monkeypatch.setattr(nvidia_bundle, "sha256", lambda path: pytest.fail(f"{path} was read"))
+    monkeypatch.setattr(Module, "sha256", lambda _module, path: pytest.fail(f"{path} was read"))
     assert box.run()["changed"] is False
 
 
