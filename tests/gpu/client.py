@@ -19,6 +19,9 @@ import signal
 import socket
 import sys
 
+# In its environment: the processors that it may use, so that no server is disturbed by it.
+PROCESSORS = "PROOF_PROCESSORS"
+
 
 def run(words: list[str]) -> None:
     """Do what `vllm bench serve` does."""
@@ -71,6 +74,8 @@ def one(connection: socket.socket) -> None:
             os.environ.clear()
             os.environ.update(wish["environment"])
             os.chdir(wish["folder"])
+            if os.environ.get(PROCESSORS):
+                os.sched_setaffinity(0, map(int, os.environ[PROCESSORS].split(",")))
             run(wish["words"])
             code = 0
         except SystemExit as end:

@@ -21,9 +21,15 @@ architecture of Llama 3.2 3B. Ansible runs on the Python that runs this.
 3. A cold start with empty caches, a warm one with those that were kept; verify's own question, judged by verify's code.
 4. In turns, with vLLM's own benchmark client: the rendered server and the best command line that a person would write,
    both on the same GPU; the rendered server with FlashInfer's sampler on and off, both on the same GPU.
-5. The same with tensor parallel 2, where there are two GPUs.
+5. The same of 3 and 4 with tensor parallel 2, where there are two GPUs; the sampler apart.
 
-It ends with 1 when the rendered server is slower than 0.98 of the hand-made one, or a check fails. result.json has
+What disturbs a machine for seconds disturbs two runs that follow each other, so a ratio is of two such runs. Two starts
+of one server differ, too, by some percent, so servers are started again (--starts), the other one first, and the result
+is the median of all rounds of all starts. All that are compared were started from kept caches. Pairs on different GPUs
+are measured at the same time, with processors of their own.
+
+It ends with 1 when over all loads the rendered server has less than 0.98 of the hand-made one's tokens per second, or
+at one load surely so, or vLLM says that it gave the two engines different settings, or a check fails. result.json has
 everything as measured, after each step; `report.py` makes a page of it.
 """
 
@@ -32,7 +38,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import itertools
 import json
+import math
+import operator
 import os
 import platform
 import re
@@ -49,6 +58,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / ".ansible" / "collections"))
 
+import client
 import report
 from ansible_collections.phoenix.hypervisor.plugins.module_utils import (
     benchmark,
@@ -73,10 +83,15 @@ LOADS = [
     {"streams": 1, "input_tokens": 128, "output_tokens": 128, "prompts": 8},
     {"streams": 32, "input_tokens": 256, "output_tokens": 256, "prompts": 128},
     {"streams": 128, "input_tokens": 256, "output_tokens": 256, "prompts": 256},
+    # Most of this is reading prompts, in which the GPU is the limit; in the others it is often the processor.
+    {"streams": 64, "input_tokens": 1024, "output_tokens": 64, "prompts": 192},
 ]
 # Requests that are sampled by top-k and top-p, which is what FlashInfer's sampler does.
 SAMPLING = {"temperature": 0.8, "top_p": 0.95, "top_k": 40}
 RATIO = 0.98
+# What is compared, and with what.
+COMPARISONS = {"rendered": ("rendered", "hand_made"), "sampler": ("rendered", "sampler_off")}
+NAMES = {"rendered": "rendered_to_hand_made", "sampler": "sampler_on_to_off"}
 COMPILERS = ("CC", "CXX", "CUDAHOSTCXX", "CFLAGS", "CXXFLAGS", "TORCH_CUDA_ARCH_LIST")
 QUIET = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
 # What a release has.
@@ -85,8 +100,8 @@ import importlib.metadata, json, sys
 packages = sorted({f"{one.name}=={one.version}" for one in importlib.metadata.distributions()})
 print(json.dumps({"python": sys.version.split()[0], "packages": packages}))
 """
-# Of each GPU, for all of its servers together.
-SHARE = 0.84
+# Of a GPU, for one of its two servers.
+SHARE = 0.42
 # What is worth keeping of a server's log.
 WORTH = re.compile(
     r"attention backend|FlashInfer|Selected \w+ for|kernel for|Model loading took|torch.compile t|Compiling a graph|"
@@ -112,6 +127,62 @@ def run(argv: Sequence[str]) -> tuple[int, str, str]:
     """Run a program as a module does."""
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout, done.stderr
+
+
+def parted(processors: Sequence[int], parts: int) -> list[tuple[set[int], set[int]]]:
+    """Processors for pairs of servers that are measured at the same time: each pair's, and its client's.
+
+    Where there are few, all have all.
+    """
+    size = len(processors) // parts
+    if size < 8:
+        return [(set(processors), set(processors))] * parts
+    blocks = [processors[number * size : (number + 1) * size] for number in range(parts)]
+    return [(set(block[: size * 3 // 4]), set(block[size * 3 // 4 :])) for block in blocks]
+
+
+def stolen() -> tuple[int, int]:
+    """What other machines of the same host took of this one's processors until now, and all of their time."""
+    with contextlib.suppress(OSError, IndexError):
+        times = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+        return times[7], sum(times)
+    return 0, 1
+
+
+def paired(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]], loads: int) -> list[list[float]]:
+    """The ratio of one's tokens per second to the other's: of each load a list, a number for each round."""
+    which = operator.itemgetter("load", "start", "gpu", "round")
+    first, second = (
+        {which(run): run["figures"]["output_tokens_per_second"] for run in runs} for runs in (one, other)
+    )  # fmt: skip
+    return [[first[key] / second[key] for key in sorted(second) if key[0] == load] for load in range(loads)]
+
+
+def middle(ratios: Sequence[float]) -> dict[str, Any]:
+    """The median of ratios, where it lies in 95 % of resamples, and all of them."""
+    low, high = benchmark.interval(ratios, [1.0])
+    return {"median": round(benchmark.median(ratios), 4), "interval": [round(low, 4), round(high, 4)],
+            "values": [round(ratio, 4) for ratio in ratios]}  # fmt: skip
+
+
+def compared(found: Mapping[str, Sequence[Mapping[str, Any]]], loads: Sequence[Mapping[str, int]]) -> dict[str, Any]:
+    """What was measured of two arms, compared.
+
+    :param found: of each arm the runs
+    """
+    one, other = found.values()
+    ratios = paired(one, other, len(loads))
+    # Over all loads: of each round the geometric mean, in which each load weighs the same.
+    overall = middle([math.prod(of_round) ** (1 / len(loads)) for of_round in zip(*ratios)])
+    by_load = {benchmark_client.load_name(load): middle(values) for load, values in zip(loads, ratios)}
+    low, high = overall["interval"]
+    return {
+        "arms": list(found), "rounds": len(ratios[0]), "starts": len({(run["start"], run["gpu"]) for run in one}),
+        "loads": list(loads), "rows": benchmark.compare_arms(one, other, loads), "ratios": by_load, "overall": overall,
+        "runs": {arm: list(runs) for arm, runs in found.items()},
+        "summary_line": f"over all loads {overall['median']:.3f} ({low:.3f} to {high:.3f}); "
+                        + ", ".join(f"{load} {ratio['median']:.3f}" for load, ratio in by_load.items()),
+    }  # fmt: skip
 
 
 # --- what the role makes of it --------------------------------------------------------------------------------------
@@ -216,20 +287,23 @@ class Server:
     """A server of vLLM that runs."""
 
     def __init__(self, name: str, folder: Path, port: int, command: Sequence[str], environment: Mapping[str, str],
-                 served: str):  # fmt: skip
+                 served: str, processors: tuple[set[int], set[int]]):  # fmt: skip
+        self.processors, self.for_client = processors
         self.name, self.port, self.command, self.environment = name, port, list(command), dict(environment)
         self.log = folder / f"{name}.log"
         self.url = f"http://127.0.0.1:{port}"
         path, body = engine_args.probe({"served-model-name": [served]})
         self.probe = {"host": "127.0.0.1", "port": port, "tls": False, "path": path, "body": body, "key": ""}
         self.served = served
-        for cache in {value for key, value in self.environment.items() if key in ("HOME", "VLLM_CACHE_ROOT")}:
-            Path(cache).mkdir(parents=True, exist_ok=True)
+        caches = {Path(value) for key, value in self.environment.items() if key in ("HOME", "VLLM_CACHE_ROOT")}
+        self.kept = any(path.is_dir() and any(path.iterdir()) for path in caches)
+        for cache in caches:
+            cache.mkdir(parents=True, exist_ok=True)
         self.began = time.monotonic()
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 self.command, env=self.environment, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                start_new_session=True, cwd=folder,
+                start_new_session=True, cwd=folder, preexec_fn=lambda: os.sched_setaffinity(0, self.processors),
             )  # fmt: skip
 
     def lines(self) -> list[str]:
@@ -251,6 +325,11 @@ class Server:
         lines = [re.sub(r"^.*?(INFO|WARNING) [\d-]+ [\d:]+ (\[[^\]]*\] )?", "", line)[:240] for line in self.lines()
                  if WORTH.search(line)]  # fmt: skip
         return list(dict.fromkeys(lines))[:60]
+
+    def settings(self) -> str:
+        """What vLLM says that it gives its engine."""
+        lines = [line.partition(" with config: ")[2] for line in self.lines() if "Initializing a V1 LLM engine" in line]
+        return lines[0] if lines else ""
 
     def stop(self) -> None:
         """End it and all that it started."""
@@ -291,6 +370,9 @@ class Proof:
         self.file = self.out / "result.json"
         self.result: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else {}
         self.client: list[str] = []
+        self.known: dict[tuple[str, tuple[int, ...]], Rendered] = {}
+        self.measured: dict[str, dict[str, list[dict]]] = {}
+        self.used: dict[str, list[str]] = {}
 
     def left(self) -> float:
         """Seconds that are left."""
@@ -380,10 +462,10 @@ class Proof:
 
     # -- one number of GPUs -------------------------------------------------------------------------------------------
 
-    def changes(self, tensor_parallel: int, port: int, share: float) -> dict[str, Any]:
+    def changes(self, tensor_parallel: int, port: int) -> dict[str, Any]:
         """What of the engine config is another for a server."""
         found: dict[str, Any] = {
-            "CacheConfig": {"gpu_memory_utilization": round(share, 3)},
+            "CacheConfig": {"gpu_memory_utilization": SHARE},
             "ParallelConfig": {"tensor_parallel_size": tensor_parallel},
             "ServerConfig": {"host": "127.0.0.1", "port": port},
         }
@@ -396,47 +478,70 @@ class Proof:
             found["CacheConfig"] = {"quantization": None, "kv_cache_dtype": None, "gpu_memory_utilization": None}
         return found
 
-    def render(self, name: str, tensor_parallel: int, gpus: Sequence[int], share: float, sampler: bool,
-               cache: str) -> Rendered:  # fmt: skip
-        """Begin to render a server."""
-        port = self.next_port()
-        variables = {
-            "vllm_model_server_cache": str(self.work / "caches" / cache),
-            "vllm_model_server_flashinfer_sampler": sampler,
-            "vllm_model_server_environment": {
-                **dict(self.options.environment), "HF_HUB_OFFLINE": "1",
-                "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)),
-            },
-        }  # fmt: skip
-        if self.options.no_gpu:
-            variables["vllm_model_server_stack"] = "cpu"
-        changes = self.changes(tensor_parallel, port, share)
-        found = Rendered(self.work / name, self.release, self.model, changes, variables)
-        found.port = port
-        return found
+    def rendered(self, kind: str, gpus: Sequence[int]) -> Rendered:
+        """What the role makes of a server on these GPUs. The first call begins to render it.
+
+        :param kind: rendered, or sampler_off
+        """
+        key = (kind, tuple(gpus))
+        if key not in self.known:
+            sampler = kind == "rendered"
+            port = self.next_port()
+            variables = {
+                # One compiles for all that are the same: FlashInfer's kernels are those of one GPU on two as well.
+                "vllm_model_server_cache": str(self.work / "caches" / kind),
+                "vllm_model_server_flashinfer_sampler": sampler,
+                "vllm_model_server_environment": {
+                    **dict(self.options.environment), "HF_HUB_OFFLINE": "1",
+                    "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)),
+                },
+            }  # fmt: skip
+            if self.options.no_gpu:
+                variables["vllm_model_server_stack"] = "cpu"
+            folder = self.work / self.label(kind, gpus)
+            self.known[key] = Rendered(folder, self.release, self.model, self.changes(len(gpus), port), variables)
+            self.known[key].port = port
+        return self.known[key]
+
+    @staticmethod
+    def label(kind: str, gpus: Sequence[int]) -> str:
+        """A server's name: rendered_gpu0, hand_made_gpu0_1."""
+        return f"{kind}_gpu{'_'.join(map(str, gpus))}"
 
     def next_port(self) -> int:
         """A port that no other server has."""
         self.port = getattr(self, "port", PORT - 1) + 1
         return self.port
 
-    def serve(self, name: str, rendered: Rendered) -> Server:
-        """Start what was rendered, as systemd would."""
-        server = Server(name, self.work, rendered.port, rendered.command, rendered.environment, "llama-3.2-3b-fp8")
-        self.running.append(server)
+    def processors(self, gpus: Sequence[int]) -> tuple[set[int], set[int]]:
+        """The processors of servers on these GPUs, and of their client."""
+        parts = min(self.count, 2) if len(gpus) == 1 else 1
+        return parted(sorted(os.sched_getaffinity(0)), parts)[-1 if gpus[0] else 0]
+
+    def serve(self, kind: str, gpus: Sequence[int]) -> Server:
+        """Start a server: what was rendered, as systemd would, or what a person would start."""
+        if kind == "hand_made":
+            command, environment, port = self.by_hand(gpus)
+        else:
+            known = self.rendered(kind, gpus).done()
+            command, environment, port = known.command, known.environment, known.port
+        server = Server(self.label(kind, gpus), self.work, port, command, environment, "llama-3.2-3b-fp8",
+                        self.processors(gpus))  # fmt: skip
+        server.kind, server.gpus = kind, list(gpus)
+        with self.lock:
+            self.running.append(server)
         return server
 
-    def by_hand(self, name: str, tensor_parallel: int, gpus: Sequence[int], share: float, cache: str,
-                sampler: bool = True) -> Server:  # fmt: skip
-        """Start the best command line that a person would write, in that person's environment."""
+    def by_hand(self, gpus: Sequence[int]) -> tuple[list[str], dict[str, str], int]:
+        """The best command line that a person would write, that person's environment, and the port."""
         port = self.next_port()
         words = [
             str(self.release / "bin" / "vllm"), "serve", str(self.model), "--load-format", "dummy", "--max-model-len",
             "8192", "--served-model-name", "llama-3.2-3b-fp8", "--host", "127.0.0.1", "--port", str(port),
-            "--tensor-parallel-size", str(tensor_parallel), "--trust-remote-code",
+            "--tensor-parallel-size", str(len(gpus)), "--trust-remote-code",
         ]  # fmt: skip
         if not self.options.no_gpu:
-            words += ["--quantization", "fp8", "--kv-cache-dtype", "fp8", "--gpu-memory-utilization", f"{share:.3f}"]
+            words += ["--quantization", "fp8", "--kv-cache-dtype", "fp8", "--gpu-memory-utilization", str(SHARE)]
         for key, value in self.options.engine:
             text = json.dumps(value) if isinstance(value, (dict, list)) else str(value)
             words += [f"--{key.replace('_', '-')}", text]
@@ -444,17 +549,12 @@ class Proof:
             **os.environ, **QUIET,
             "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)),
             # Those that the rendered server has left: what is compiled once is compiled for both.
-            **self.cache_variables(cache), **dict(self.options.environment),
+            **self.cache_variables("rendered"), **dict(self.options.environment),
         }  # fmt: skip
         environment["PATH"] = f"{self.release / 'bin'}:{environment['PATH']}"
         # FlashInfer writes the compiler's name into what it builds from, and compiles all of it again where that is
         # another one: two minutes, for this server and then for the rendered one.
-        environment = {key: value for key, value in environment.items() if key not in COMPILERS}
-        if not sampler:
-            environment["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
-        server = Server(name, self.work, port, words, environment, "llama-3.2-3b-fp8")
-        self.running.append(server)
-        return server
+        return words, {key: value for key, value in environment.items() if key not in COMPILERS}, port
 
     def cache_variables(self, cache: str) -> dict[str, str]:
         """Where caches are, for a server that nobody rendered."""
@@ -474,15 +574,16 @@ class Proof:
         return verification.result_of({"host": f"ctid_{CTID}", "ctid": int(CTID), "model": server.served,
                                        "url": server.url, "completion": reply})  # fmt: skip
 
-    def described(self, server: Server, rendered: Rendered | None, seconds: float) -> dict[str, Any]:
+    def described(self, server: Server, seconds: float) -> dict[str, Any]:
         """A server for the result."""
+        rendered = self.known.get((server.kind, tuple(server.gpus)))
         # Of what a person's shell has, only what was added to it.
         added = dict(sorted(set(server.environment.items()) - set(os.environ.items())))
         return {
             "command": server.command,
             "environment": rendered.environment if rendered else added,
             **({"engine_config_file": rendered.config, "unit": rendered.unit} if rendered else {}),
-            "start_seconds": seconds, "log": server.worth(),
+            "start_seconds": seconds, "caches_kept": server.kept, "log": server.worth(),
             "sampler": benchmark.sampler_in("\n".join(server.lines())),
         }  # fmt: skip
 
@@ -501,142 +602,166 @@ class Proof:
             "program": self.client, "url": server.url, "model": server.served, "tokenizer": str(self.model),
             "folder": str(self.work / f"client-{server.name}"), "loads": list(loads), "sampling": SAMPLING,
             "repeats": 0 if warm_up else 1, "warm_up": warm_up, "seed": seed, "timeout": 120,
-            "environment": {"HF_HUB_OFFLINE": "1"},
+            "environment": {"HF_HUB_OFFLINE": "1", client.PROCESSORS: ",".join(map(str, sorted(server.for_client)))},
         }  # fmt: skip
         return benchmark_client.measure(job)["runs"]
 
-    def in_turns(self, name: str, servers: Mapping[str, Server], rounds: int) -> None:
-        """Measure servers in turns, each round in another order, as long as there is time."""
-        # A single stream says little of two GPUs, and takes its time.
-        wanted = LOADS[:2] if self.options.tiny else LOADS[1:] if name.endswith("tp2") else LOADS
-        loads = benchmark_client.checked_loads(wanted)
-        found: dict[str, list[dict]] = {arm: [] for arm in servers}
-        if self.left() < 60:
-            self.wrong.append(f"{name}: there was no time left to measure")
-            return
+    def in_turns(self, what: str, start: int, pair: Sequence[Server]) -> None:
+        """Measure a pair in turns, one load of one after the same of the other, as long as there is time."""
+        loads = benchmark_client.checked_loads(LOADS[:2] if self.options.tiny else LOADS)
+        gpus = pair[0].gpus
+        name = NAMES[what] + ("_tp2" if len(gpus) > 1 else "")
+        said = f"{name}, GPU {', '.join(map(str, gpus))}, start {start}"
+        kinds = COMPARISONS[what]
         try:
-            for server in servers.values():
+            for server in pair:
                 self.measure(server, 1000, True, loads)
-            for turn in range(1, rounds + 1):
-                began = time.monotonic()
-                order = list(servers.items())
-                for arm, server in order if turn % 2 else order[::-1]:
-                    for one in self.measure(server, 1000 * (turn + 1), False, loads):
-                        found[arm].append({**one, "round": turn})
-                self.keep(name, self.compared(found, loads, turn))
-                took = time.monotonic() - began
-                self.say(f"{name}, round {turn} of {rounds} took {took:.0f} s: {self.result[name]['summary_line']}")
+            for turn in range(1, self.options.rounds + 1):
+                began, before = time.monotonic(), stolen()
+                runs: dict[str, list[dict]] = {kind: [] for kind in kinds}
+                for place, load in enumerate(loads):
+                    for server in pair if (turn + place) % 2 else pair[::-1]:
+                        seed = 100_000 * start + 1000 * (turn + 1) + place
+                        run = self.measure(server, seed, False, [load])[0]
+                        runs[server.kind].append({**run, "load": place, "round": turn, "start": start, "gpu": gpus[0]})
+                took, after = time.monotonic() - began, stolen()
+                share = 100 * (after[0] - before[0]) / max(after[1] - before[1], 1)
+                line = self.add(name, kinds, loads, runs)
+                self.say(f"{said}, round {turn} of {self.options.rounds}, {took:.0f} s, {share:.1f} % of the time of "
+                         f"processors went to other machines. Until now: {line}")  # fmt: skip
                 if self.left() < took + 20:
-                    self.say(f"{name}: no time for another round")
+                    self.say(f"{said}: no time for another round")
                     break
         except benchmark_client.BenchmarkError as error:
-            self.wrong.append(f"{name}: {error}")
-            self.say(f"{name}: {error}")
+            self.wrong.append(f"{said}: {error}")
+            self.say(f"{said}: {error}")
 
-    def compared(self, found: Mapping[str, list[dict]], loads: Sequence[Mapping[str, int]], rounds: int) -> dict:
-        """What was measured until now, compared."""
-        one, other = found
-        rows = benchmark.compare_arms(found[one], found[other], loads)
-        ratios = {}
-        for row in rows:
-            if row["figure"] == "output_tokens_per_second":
-                ratios[benchmark_client.load_name(row["load"])] = round(row["on"]["median"] / row["off"]["median"], 4)
-        return {
-            "arms": [one, other], "rounds": rounds, "loads": list(loads), "rows": rows, "ratios": ratios,
-            "runs": {arm: list(runs) for arm, runs in found.items()},
-            "summary_line": ", ".join(f"{load}: {ratio:.3f}" for load, ratio in ratios.items()),
-        }  # fmt: skip
+    def add(self, name: str, kinds: Sequence[str], loads: Sequence[Mapping[str, int]],
+            runs: Mapping[str, Sequence[dict]]) -> str:  # fmt: skip
+        """Add a round to what was measured, and keep it. Gives a line of what it comes to."""
+        with self.lock:
+            known = self.measured.setdefault(name, {kind: [] for kind in kinds})
+            for kind in kinds:
+                known[kind] += runs[kind]
+            found = compared(known, loads)
+            self.result[name] = {**self.result.get(name, {}), **found}
+        self.keep(name, self.result[name])
+        return found["summary_line"]
 
-    def start(self, *servers: tuple[str, Server, Rendered | None], limit: float = 400) -> None:
-        """Wait for servers that are starting, and keep how long it took."""
-        def wait(name: str, server: Server, rendered: Rendered | None) -> None:
-            try:
-                seconds = server.wait(min(limit, max(self.left(), 5)))
-                self.keep(f"server_{name}", self.described(server, rendered, seconds))
-                self.say(f"{name} answered after {seconds} s")
-            except ProofError as error:
-                self.wrong.append(f"{name}: {str(error).splitlines()[0]}")
-                self.keep(f"server_{name}", {"error": str(error), "log": server.worth(), "command": server.command})
-                self.say(f"{name}: {error}")
+    def begin(self, *wanted: tuple[str, Sequence[int]], cold: bool = False) -> list[Server]:
+        """Start servers on different GPUs and wait for all of them.
 
-        threads = [threading.Thread(target=wait, args=one) for one in servers]
+        :param cold: whether they are the first ones of their kind
+        """
+        servers = [self.serve(kind, gpus) for kind, gpus in wanted]
+        threads = [threading.Thread(target=self.wait, args=(server, cold)) for server in servers]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
+        return servers
+
+    def wait(self, server: Server, cold: bool) -> None:
+        """Wait for a server, and keep how long it took; of each kind the first one is described."""
+        name = f"server_{'cold_' if cold else ''}{server.kind}" + ("_tp2" if len(server.gpus) > 1 else "")
+        try:
+            seconds = server.wait(min(400, max(self.left(), 5)))
+        except ProofError as error:
+            self.wrong.append(str(error).splitlines()[0])
+            self.keep(name, {"error": str(error), "log": server.worth(), "command": server.command})
+            self.say(str(error))
+            return
+        self.say(f"{server.name} answered after {seconds} s{'' if server.kept else ', caches empty'}")
+        with self.lock:
+            known = self.result.get(name) or self.described(server, seconds)
+            known = {**known, "starts": [*known.get("starts", ()), seconds]}
+        self.keep(name, known)
 
     def alive(self, *servers: Server) -> bool:
-        """Whether servers run that can be measured."""
-        return all(server.process.poll() is None and not any(name.startswith(f"{server.name}:") for name in self.wrong)
+        """Whether servers run that answered."""
+        return all(server.process.poll() is None and not any(name.startswith(f"{server.name} ") for name in self.wrong)
                    for server in servers)  # fmt: skip
 
     def judge(self, name: str) -> None:
         """Compare the rendered server with the hand-made one."""
         found = self.result.get(name)
         if not found:
+            self.wrong.append(f"{name}: nothing was measured")
             return
-        slow = {load: ratio for load, ratio in found["ratios"].items() if ratio < RATIO}
-        self.wrong += [f"{name}: at {load} the rendered server has {ratio:.3f} of the hand-made one's tokens per second"
-                       for load, ratio in slow.items()]  # fmt: skip
+        said = "the rendered server has {:.3f} of the hand-made one's tokens per second ({:.3f} to {:.3f})"
+        if found["overall"]["median"] < RATIO:
+            overall = said.format(found["overall"]["median"], *found["overall"]["interval"])
+            self.wrong.append(f"{name}: over all loads {overall}")
+        self.wrong += [f"{name}: at {load} {said.format(ratio['median'], *ratio['interval'])}"
+                       for load, ratio in found["ratios"].items() if ratio["interval"][1] < RATIO]  # fmt: skip
 
-    def begin_tp1(self, gpus: Sequence[int]) -> dict[str, Rendered]:
-        """Begin to render the servers on one GPU each."""
-        first, last = gpus[0], gpus[-1]
-        share = self.share(gpus)
-        return {
-            "rendered": self.render("rendered", 1, [first], share, True, "rendered"),
-            "sampler_off": self.render("sampler_off", 1, [last], share, False, "sampler_off"),
-            "sampler_on": self.render("sampler_on", 1, [last], share, True, "rendered"),
-        }
+    def same(self, name: str, one: Server, other: Server) -> None:
+        """Look whether vLLM gave both engines the same settings, by what it says."""
+        settings = [server.settings() for server in (one, other)]
+        if all(settings):
+            same = settings[0] == settings[1]
+            self.keep(name, {**self.result.get(name, {}), "same_settings": same, "settings": settings[0]})
+            if not same:
+                self.keep(name, {**self.result[name], "other_settings": settings[1]})
+                self.wrong.append(f"{name}: vLLM gave the engines different settings")
 
-    @staticmethod
-    def share(gpus: Sequence[int]) -> float:
-        """What a server on one GPU takes of it. On a single GPU there are three."""
-        return SHARE / (2 if len(gpus) > 1 else 3)
+    def stage(self, places: Sequence[Sequence[int]], whats: Sequence[str]) -> None:
+        """Serve and compare.
 
-    def stage_tp1(self, gpus: Sequence[int], pending: Mapping[str, Rendered]) -> None:
-        """One GPU for each server."""
-        first, last = gpus[0], gpus[-1]
-        share = self.share(gpus)
-        rendered = {name: one.done() for name, one in pending.items()}
-        self.say("rendered: " + shlex.join(rendered["rendered"].command))
-        cold = self.serve("rendered", rendered["rendered"])
-        if last != first:
-            off = self.serve("sampler_off", rendered["sampler_off"])
-            self.start(("rendered", cold, rendered["rendered"]), ("sampler_off", off, rendered["sampler_off"]))
-        else:
-            self.start(("rendered", cold, rendered["rendered"]))
-        self.verified("verify", cold)
-        if last != first:
-            if self.alive(cold):
-                hand = self.by_hand("hand_made", 1, [first], share, "rendered")
+        :param places: GPUs for a server; those of two places are measured at the same time
+        :param whats: the comparisons
+        """
+        suffix = "_tp2" if len(places[0]) > 1 else ""
+        waves = ([list(zip(itertools.cycle(whats), places))] if len(places) >= len(whats)
+                 else [[(what, places[0])] for what in whats])  # fmt: skip
+        kinds = dict.fromkeys(kind for what in whats for kind in COMPARISONS[what] if kind != "hand_made")
+        # The caches of one kind are filled once. Where there is a GPU for each kind, that takes as long as the longest.
+        cold = [(kind, places[number % len(places)]) for number, kind in enumerate(kinds)]
+        for what, gpus in itertools.chain(*waves):
+            for kind in set(COMPARISONS[what]) - {"hand_made"}:
+                self.rendered(kind, gpus)
+        together = [cold] if len(places) >= len(cold) else [[one] for one in cold]
+        servers = [server for wanted in together for server in self.begin(*wanted, cold=True)]
+        self.verified(f"verify{suffix}", servers[0])
+        usable = self.alive(*servers)
+        self.stop_all()
+        self.wait_for_client()
+        for start in range(1, self.options.starts + 1):
+            for wave in waves if usable else ():
+                # A start and a round take minutes.
+                if self.left() < 150 and start > 1:
+                    self.say("no time for another start")
+                    break
+                self.start_and_measure(start, wave)
+        for what in whats:
+            if what == "rendered":
+                self.judge(NAMES[what] + suffix)
             else:
-                # What FlashInfer doesn't let start is compared without it.
-                cold, hand = off, self.by_hand("hand_made", 1, [first], share, "sampler_off", sampler=False)
-            on = self.serve("sampler_on", rendered["sampler_on"])
-            self.start(("hand_made", hand, None), ("sampler_on", on, rendered["sampler_on"]))
-        else:
-            # One after the other: two engines that measure one GPU's free memory at once both get it wrong.
-            hand = self.by_hand("hand_made", 1, [first], share, "rendered")
-            self.start(("hand_made", hand, None))
-            off = self.serve("sampler_off", rendered["sampler_off"])
-            self.start(("sampler_off", off, rendered["sampler_off"]))
-            on = cold
-        pairs = {"rendered_to_hand_made": {"rendered": cold, "hand_made": hand},
-                 "sampler_on_to_off": {"on": on, "off": off}}  # fmt: skip
-        self.in_pairs({name: pair for name, pair in pairs.items() if self.alive(*pair.values())}, last != first)
-        self.judge("rendered_to_hand_made")
-        self.sampler_verdict(on, off)
-        if last == first and self.left() > 150:
-            self.stop_all()
-            warm = self.serve("warm", rendered["rendered"])
-            self.start(("sampler_on", warm, rendered["rendered"]))
-        self.keep("starts", {
-            "cold_seconds": self.result["server_rendered"].get("start_seconds"),
-            "warm_seconds": self.result.get("server_sampler_on", {}).get("start_seconds"),
-            "hand_made_warm_seconds": self.result.get("server_hand_made", {}).get("start_seconds"),
-            "cold_without_flashinfer_seconds": self.result["server_sampler_off"].get("start_seconds"),
-        })  # fmt: skip
+                self.sampler_verdict(NAMES[what] + suffix)
+
+    def start_and_measure(self, start: int, wave: Sequence[tuple[str, Sequence[int]]]) -> None:
+        """Start pairs of servers, measure them, end them.
+
+        :param start: counted from 1
+        :param wave: a comparison and its GPUs, each
+        """
+        # Engines that measure one GPU's free memory at once get it wrong: on each GPU one after the other.
+        order = (0, 1) if start % 2 else (1, 0)
+        begun = {arm: self.begin(*((COMPARISONS[what][arm], gpus) for what, gpus in wave)) for arm in order}
+        pairs = [(what, (one, other)) for (what, _gpus), one, other in zip(wave, begun[0], begun[1])]
+        pairs = [(what, pair) for what, pair in pairs if self.alive(*pair)]
+        threads = [threading.Thread(target=self.in_turns, args=(what, start, pair)) for what, pair in pairs]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for what, pair in pairs:
+            suffix = "_tp2" if len(pair[0].gpus) > 1 else ""
+            if what == "rendered":
+                self.same(NAMES[what] + suffix, *pair)
+            else:
+                for arm, server in zip(("on", "off"), pair):
+                    self.used.setdefault(arm, []).append(benchmark.sampler_in("\n".join(server.lines())))
         self.stop_all()
 
     def verified(self, name: str, server: Server) -> None:
@@ -649,18 +774,6 @@ class Proof:
         if not found["passed"]:
             self.wrong += [f"{name}: {failure}" for failure in found["failures"]]
 
-    def in_pairs(self, pairs: Mapping[str, Mapping[str, Server]], beside: bool) -> None:
-        """Measure pairs of servers in turns: pairs on different GPUs at the same time, else one after the other."""
-        self.wait_for_client()
-        threads = [threading.Thread(target=self.in_turns, args=(name, pair, self.options.rounds))
-                   for name, pair in pairs.items()]  # fmt: skip
-        for thread in threads:
-            thread.start()
-            if not beside:
-                thread.join()
-        for thread in threads:
-            thread.join()
-
     def wait_for_client(self) -> None:
         """Wait until the client is imported."""
         if not getattr(self, "client_ready", False):
@@ -670,49 +783,36 @@ class Proof:
                 raise ProofError(f"vLLM's benchmark client can't be imported: see {self.work / 'client-start.log'}")
             self.client_ready = True
 
-    def sampler_verdict(self, on: Server, off: Server) -> None:
+    def sampler_verdict(self, name: str) -> None:
         """What the sampler's comparison says."""
-        found = self.result.get("sampler_on_to_off")
-        if found:
-            used = {"on": [benchmark.sampler_in("\n".join(on.lines()))],
-                    "off": [benchmark.sampler_in("\n".join(off.lines()))]}  # fmt: skip
-            said = benchmark.sampler_verdict(found["rows"], found["rounds"], used)
-            self.keep("sampler_on_to_off", {**found, "used": used, "verdict": said})
-            self.say("\n".join(said))
-
-    def stage_tp2(self, gpus: Sequence[int]) -> None:
-        """Two GPUs for each server."""
-        both = list(gpus[:2])
-        rendered = self.render("rendered_tp2", 2, both, SHARE / 2, True, "rendered_tp2").done()
-        self.say("rendered: " + shlex.join(rendered.command))
-        ours = self.serve("rendered_tp2", rendered)
-        self.start(("rendered_tp2", ours, rendered))
-        self.verified("verify_tp2", ours)
-        if self.alive(ours) and self.left() > 60:
-            hand = self.by_hand("hand_made_tp2", 2, both, SHARE / 2, "rendered_tp2")
-            self.start(("hand_made_tp2", hand, None))
-            if self.alive(ours, hand):
-                self.in_pairs({"rendered_to_hand_made_tp2": {"rendered": ours, "hand_made": hand}}, False)
-                self.judge("rendered_to_hand_made_tp2")
-        self.stop_all()
+        found = self.result.get(name)
+        if not found:
+            self.wrong.append(f"{name}: nothing was measured")
+            return
+        said = benchmark.sampler_verdict(found["rows"], found["rounds"], self.used)
+        self.keep(name, {**found, "used": self.used, "verdict": said})
+        self.say("\n".join(said))
 
     def go(self) -> int:
         """Do what was asked for."""
         stages = self.options.stages.split(",")
         try:
             info = self.facts()
-            count = len(info["gpus"]) or 1
-            gpus = list(range(count)) if not self.options.no_gpu else [0]
+            self.count = len(info["gpus"]) or 1
+            gpus = list(range(self.count)) if not self.options.no_gpu else [0]
+            places = [[gpus[0]], [gpus[-1]]] if len(gpus) > 1 else [[gpus[0]]]
             self.make_model()
-            pending = self.begin_tp1(gpus) if "tp1" in stages else {}
+            if "tp1" in stages:
+                # It renders while the GPUs are checked.
+                self.rendered("rendered", places[0])
             if "check" in stages:
                 self.check_gpus(info)
             self.start_client()
             if "tp1" in stages:
-                self.stage_tp1(gpus, pending)
+                self.stage(places, self.options.compare)
             if "tp2" in stages:
-                if count > 1:
-                    self.stage_tp2(gpus)
+                if self.count > 1:
+                    self.stage([gpus[:2]], ["rendered"])
                 else:
                     self.say("tensor parallel 2 needs two GPUs; left out")
         except (ProofError, benchmark_client.BenchmarkError) as error:
@@ -751,7 +851,10 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu-proof", help="for result.json and README.md")
     parser.add_argument("--work", type=Path, help="for caches, logs and the model; below --out by default")
     parser.add_argument("--stages", default="check,tp1,tp2", help="which of check, tp1 and tp2")
-    parser.add_argument("--rounds", type=int, default=5, help="how often each server is measured")
+    parser.add_argument("--compare", type=lambda text: text.split(","), default=list(COMPARISONS),
+                        help="which of rendered and sampler; with one of them, two GPUs both do it")  # fmt: skip
+    parser.add_argument("--starts", type=int, default=3, help="how often the servers of a comparison are started")
+    parser.add_argument("--rounds", type=int, default=2, help="how often each server is measured after each start")
     parser.add_argument("--limit", type=float, default=3600, help="seconds in all; then no round is begun any more")
     parser.add_argument("--environment", type=pair, action="append", default=[], metavar="NAME=VALUE",
                         help="for all servers and checks")  # fmt: skip

@@ -17,6 +17,20 @@ from typing import Any
 
 UNITS = {"output_tokens_per_second": ("tokens/s", 0), "first_token_ms": ("first token, ms", 1),
          "inter_token_ms": ("between tokens, ms", 2)}  # fmt: skip
+# Name in the result, title, what the two are called.
+COMPARISONS = (
+    ("rendered_to_hand_made", "The rendered server and the hand-made command line", ("rendered", "hand-made")),
+    ("rendered_to_hand_made_tp2", "The same with tensor parallel 2", ("rendered", "hand-made")),
+    ("sampler_on_to_off", "FlashInfer's sampler on and off", ("on", "off")),
+)
+SERVERS = {
+    "cold_rendered": "rendered, empty caches", "rendered": "rendered, kept caches",
+    "hand_made": "hand-made, the same kept caches", "cold_sampler_off": "rendered with the sampler off, empty caches",
+    "sampler_off": "rendered with the sampler off, kept caches",
+    "cold_rendered_tp2": "rendered, tensor parallel 2, caches empty but for FlashInfer's kernels",
+    "rendered_tp2": "rendered, tensor parallel 2, kept caches",
+    "hand_made_tp2": "hand-made, tensor parallel 2, the same kept caches",
+}  # fmt: skip
 
 
 def load_name(load: Mapping[str, int]) -> str:
@@ -50,21 +64,39 @@ def number(value: float, digits: int) -> str:
     return f"{value:,.{digits}f}"
 
 
+def plural(count: int, what: str) -> str:
+    """A number of things."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def counted(found: Mapping[str, Any]) -> str:
+    """How often it was measured."""
+    return f"{plural(found['rounds'], 'round')} of {plural(found['starts'], 'start')}"
+
+
 def compared(found: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     """Lines that compare two servers.
 
     :param names: what they are called
     """
     rows = []
+    for load, ratio in [*found["ratios"].items(), ("all loads", found["overall"])]:
+        low, high = ratio["interval"]
+        rows.append([load, f"**{ratio['median']:.3f}**", f"{low:.3f} to {high:.3f}"])
+    header = ["tokens per second", f"{names[0]} / {names[1]}: median of the rounds", "in 95 % of resamples"]
+    lines = [*table(header, rows), ""]
+    rows = []
     for row in found["rows"]:
         unit, digits = UNITS[row["figure"]]
         cells = [f"{number(row[arm]['median'], digits)} ({number(row[arm]['least'], digits)} to "
                  f"{number(row[arm]['most'], digits)})" for arm in ("on", "off")]  # fmt: skip
-        ratio = row["on"]["median"] / row["off"]["median"] if row["off"]["median"] else 0.0
         chance = "" if row["verdict"] == "too few rounds" else f"{row['chance']:.2g}"
-        rows.append([load_name(row["load"]), unit, *cells, f"{ratio:.3f}", chance])
-    header = ["load", "figure", *(f"{name}: median (range)" for name in names), "ratio", "p"]
-    return table(header, rows)
+        rows.append([load_name(row["load"]), unit, *cells, chance])
+    lines += table(["load", "figure", *(f"{name}: median (range)" for name in names), "p"], rows)
+    if "same_settings" in found:
+        same = "the same" if found["same_settings"] else "**different**"
+        lines += ["", f"By their own logs both engines had {same} settings."]
+    return lines
 
 
 def server(name: str, found: Mapping[str, Any]) -> list[str]:
@@ -97,31 +129,26 @@ def page(result: Mapping[str, Any]) -> str:
             ["machine", f"{machine['processor']}, {machine['cores']} cores, Linux {machine['kernel']}"],
         ]), "",
     ]  # fmt: skip
+    if result.get("remark"):
+        lines += [result["remark"], ""]
     wrong = result.get("wrong") or []
     if wrong:
         lines += ["**Not as it should be:**", "", *(f"- {line}" for line in wrong), ""]
-    if "starts" in result:
-        words = {
-            "cold_seconds": "rendered, empty caches", "warm_seconds": "rendered, kept caches",
-            "hand_made_warm_seconds": "hand-made, the same kept caches",
-            "cold_without_flashinfer_seconds": "rendered with the sampler off, empty caches",
-        }  # fmt: skip
-        rows = [[words[name], f"{seconds:.1f} s"] for name, seconds in result["starts"].items() if seconds]
-        for name, what in (("server_rendered_tp2", "rendered, tensor parallel 2, empty caches"),
-                           ("server_hand_made_tp2", "hand-made, tensor parallel 2, the same kept caches")):  # fmt: skip
-            if result.get(name, {}).get("start_seconds"):
-                rows.append([what, f"{result[name]['start_seconds']:.1f} s"])
-        lines += ["## From the start to the first completion", "", *table(["", ""], rows), ""]
-    for name, title, arms in (
-        ("rendered_to_hand_made", "The rendered server and the hand-made command line, on one GPU, in turns",
-         ("rendered", "hand-made")),
-        ("rendered_to_hand_made_tp2", "The same with tensor parallel 2", ("rendered", "hand-made")),
-        ("sampler_on_to_off", "FlashInfer's sampler on and off, on one GPU, in turns", ("on", "off")),
-    ):
-        found = result.get(name)
-        if not found:
-            continue
-        lines += [f"## {title}", "", f"{found['rounds']} rounds.", "", *compared(found, arms), ""]
+    started = [(what, result[f"server_{name}"].get("starts") or []) for name, what in SERVERS.items()
+               if f"server_{name}" in result]  # fmt: skip
+    rows = [[what, ", ".join(f"{seconds:.1f}" for seconds in starts) + " s"] for what, starts in started if starts]
+    if rows:
+        lines += ["## From the start to the first completion", "", *table(["", "each start"], rows), ""]
+    shown = [(title, names, result[name]) for name, title, names in COMPARISONS if result.get(name)]
+    if shown:
+        lines += [
+            "## Compared", "",
+            "In turns, one load of one after the same load of the other, both on the same GPUs. A ratio is of two such "
+            "runs that follow each other.", "",
+            "![tokens per second of each run, and the ratio of each round](comparison.svg)", "",
+        ]  # fmt: skip
+    for title, names, found in shown:
+        lines += [f"### {title}", "", f"{counted(found)}.", "", *compared(found, names), ""]
         lines += [*(f"- {line}" for line in found.get("verdict", ())), ""] if found.get("verdict") else []
     for name in ("verify", "verify_tp2"):
         if name in result:
@@ -132,9 +159,9 @@ def page(result: Mapping[str, Any]) -> str:
         lines += [f"## gpu_check ({found['seconds']} s)", "", "```", *found["table"], "```", ""]
     folders = "`$WORK` is the harness's folder for caches, logs and the model, `$RELEASE` the folder with vLLM"
     lines += ["## The servers", "", f"{folders} (`--work`, `--release`).", ""]
-    for name in ("rendered", "hand_made", "sampler_on", "sampler_off", "rendered_tp2", "hand_made_tp2"):
+    for name, what in SERVERS.items():
         if f"server_{name}" in result:
-            lines += server(name, result[f"server_{name}"])
+            lines += server(what[0].upper() + what[1:], result[f"server_{name}"])
     asked = result["asked"]
     lines += [
         "## To repeat it", "", "```", f"make gpu-proof ARGS={shlex.quote(shlex.join(asked['arguments']))}", "```", "",

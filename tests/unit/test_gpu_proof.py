@@ -51,28 +51,79 @@ def test_a_gpu_that_is_no_blackwell_is_said_to_be_none():
     assert "not a measurement" in report.warning({**MACHINE, "gpus": []})
 
 
-def _row(name: str, on: float, off: float) -> dict:
-    spread = [{"median": value, "least": value - 1, "most": value + 1} for value in (on, off)]
-    return {"load": proof.LOADS[1], "figure": name, "on": spread[0], "off": spread[1], "chance": 0.2,
-            "verdict": "better"}  # fmt: skip
+def _runs(*rates: float, load: int = 0) -> list[dict]:
+    """A round for each rate."""
+    figures = {"first_token_ms": 20.0, "inter_token_ms": 3.0}
+    return [
+        {"load": load, "start": 1, "gpu": 0, "round": turn, "figures": {"output_tokens_per_second": rate, **figures}}
+        for turn, rate in enumerate(rates, 1)
+    ]
+
+
+def test_a_ratio_is_of_two_runs_that_follow_each_other():
+    # The machine was half as fast in the second round: both medians say 0.75, the rounds say that nothing was lost.
+    found = proof.compared({"rendered": _runs(100, 50, 100), "hand_made": _runs(100, 50, 100)}, proof.LOADS[:1])
+    assert found["overall"]["median"] == 1.0 and found["overall"]["interval"] == [1.0, 1.0]
+    loads = {
+        "rendered": _runs(100, 100) + _runs(400, 400, load=1),
+        "hand_made": _runs(100, 100) + _runs(100, 100, load=1),
+    }
+    found = proof.compared(loads, proof.LOADS[:2])
+    assert [ratio["median"] for ratio in found["ratios"].values()] == [1.0, 4.0]
+    assert found["overall"]["median"] == 2.0 and (found["rounds"], found["starts"]) == (2, 1)
+
+
+def test_processors_are_parted_where_there_are_enough():
+    assert proof.parted(range(4), 2) == [({0, 1, 2, 3}, {0, 1, 2, 3})] * 2
+    first, second = proof.parted(range(32), 2)
+    assert first == (set(range(12)), set(range(12, 16))) and second == (set(range(16, 28)), set(range(28, 32)))
+
+
+@pytest.mark.parametrize(
+    ("rates", "wrong"),
+    [
+        ([100, 101, 99], []),
+        ([97, 90, 97.5], ["over all loads the rendered server has 0.970", "1 stream, 128 in, 128 out the rendered"]),
+        ([97, 101, 90], ["over all loads the rendered server has 0.970"]),
+    ],
+)
+def test_a_rendered_server_that_is_slower_is_wrong(rates, wrong):
+    judged = proof.Proof.__new__(proof.Proof)
+    judged.wrong = []
+    runs = {"rendered": _runs(*rates), "hand_made": _runs(100, 100, 100)}
+    judged.result = {"x": proof.compared(runs, proof.LOADS[:1])}
+    judged.judge("x")
+    assert len(judged.wrong) == len(wrong) and all(words in line for words, line in zip(wrong, judged.wrong))
+
+
+def test_what_was_not_measured_is_wrong():
+    judged = proof.Proof.__new__(proof.Proof)
+    judged.wrong, judged.result = [], {}
+    judged.judge("x")
+    assert judged.wrong == ["x: nothing was measured"]
 
 
 def test_the_page_has_what_was_measured():
     result = {
         "date": "2026-11-28T01:00:00Z", "machine": MACHINE, "wrong": ["x: it was slow"],
         "asked": {"arguments": ["--release", "/opt/vllm"], "sampling": proof.SAMPLING},
-        "starts": {"cold_seconds": 105.0, "warm_seconds": None},
-        "rendered_to_hand_made": {"rounds": 4, "rows": [_row("output_tokens_per_second", 4400, 4300)]},
-        "server_rendered": {"command": ["vllm", "serve"], "environment": {"A": "1"}, "log": ["Using FLASH_ATTN"],
-                            "engine_config_file": "port: 8100\n"},
+        "rendered_to_hand_made": {
+            **proof.compared({"rendered": _runs(4400, 4300), "hand_made": _runs(4300, 4300)}, proof.LOADS[1:2]),
+            "same_settings": True,
+        },
+        "server_cold_rendered": {
+            "command": ["vllm", "serve"], "environment": {"A": "1"}, "log": ["Using FLASH_ATTN"],
+            "engine_config_file": "port: 8100\n", "starts": [105.0],
+        },
         "server_hand_made": {"error": "ended with 1", "log": [], "command": []},
     }  # fmt: skip
     page = report.page(result)
     for words in ("not Blackwell", "- x: it was slow", "| rendered, empty caches | 105.0 s |", "port: 8100",
-                  "32 streams, 256 in, 256 out", "4,400 (4,399 to 4,401)", "1.023", "It did not answer",
+                  "| 32 streams, 256 in, 256 out | **1.012** |", "4,350 (4,300 to 4,400)", "It did not answer",
+                  "2 rounds of 1 start.", "both engines had the same settings",
                   "make gpu-proof ARGS='--release /opt/vllm'"):  # fmt: skip
         assert words in page
-    assert "kept caches" not in page
+    assert "rendered, kept caches" not in page
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs/benchmarks").glob("*/README.md")))
