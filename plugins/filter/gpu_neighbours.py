@@ -10,9 +10,6 @@ from typing import Any, Callable
 
 from ansible_collections.phoenix.hypervisor.plugins.module_utils import engine_args
 
-# What a vLLM takes of a GPU when nothing is said: 0.9 in 0.10.2, 0.92 in 0.32.
-SHARE = 0.9
-
 
 def gpu_neighbours(
     hostvars: Mapping[str, Mapping[str, Any]], host: str, candidates: Sequence[str], run: Sequence[str] = ()
@@ -52,10 +49,11 @@ def gpu_shares_before(neighbours: Sequence[Mapping[str, Any]], gpus: Sequence[in
         neighbours: what `gpu_neighbours` returns.
         gpus: the numbers of the container's GPUs; inside, they are counted from 0 in this order.
     """
-    shares = []
+    # More than they take would be waited for until the time is up.
+    least, shares = engine_args.default_share(), []
     for gpu in sorted(gpus or ()):
         taken = [
-            float(engine_args.flatten(one["engine_config"]).get("gpu-memory-utilization", SHARE))
+            float(engine_args.flatten(one["engine_config"]).get("gpu-memory-utilization", least))
             for one in neighbours
             if one["before"] and gpu in one["gpus"]
         ]

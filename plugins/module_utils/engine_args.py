@@ -50,6 +50,23 @@ _SIZE = re.compile(r"[0-9]+(\.[0-9]+)?[kmg]|[0-9]+[KMG]?|-1")
 # Arguments whose choices vLLM takes in small and capital letters.
 _ANY_CASE = frozenset({"attention-backend", "quantization"})
 _SHOWN_LENGTH = 60
+# What vLLM takes of each GPU's memory when gpu_memory_utilization says nothing, as read in its releases 0.10.2, 0.19.1,
+# 0.20.0 and 0.32.0: until 0.20, and since.
+_SHARES, _SHARES_SINCE = (0.9, 0.92), (0, 20)
+
+
+def default_share(vllm: str = "", most: bool = False) -> float:
+    """Return which part of each GPU's memory vLLM takes when an engine config doesn't say.
+
+    Args:
+        vllm: the release, C("") where it isn't known.
+        most: whether it is the larger one that is wanted where it isn't known. What is refused for taking too much must
+            be sure of it, so the smaller one is the usual answer; what has to have room asks for the larger.
+    """
+    numbers = re.match(r"(\d+)\.(\d+)", vllm)
+    if numbers:
+        return _SHARES[tuple(map(int, numbers.groups())) >= _SHARES_SINCE]
+    return max(_SHARES) if most else min(_SHARES)
 
 
 class EngineConfigError(ValueError):

@@ -14,10 +14,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ansible_collections.phoenix.hypervisor.plugins.module_utils.engine_args import EngineConfigError, address, flatten
+from ansible_collections.phoenix.hypervisor.plugins.module_utils.engine_args import (
+    EngineConfigError,
+    address,
+    default_share,
+    flatten,
+)
 
-# What vLLM takes of a GPU's memory when nothing is said: 0.9 in 0.10.2, 0.92 in 0.32.0.
-_SHARE = 0.9
 # Attention backends of 0.10.2 with an fp8 cache on consumer Blackwell.
 _FP8_BACKENDS = ("FLASHINFER", "TRITON_ATTN_VLLM_V1")
 # Where other features of a container listen, of the ports that a model server can have.
@@ -58,6 +61,7 @@ class Place:
     Attributes:
         ctid: its CTID.
         gpu: whether its stack runs on GPUs.
+        vllm: the release of vLLM in its stack, C("") when that isn't known.
         architectures: those that the stack is for, as C("12.0"); empty when it doesn't say.
         gpus: the numbers of its GPUs.
         mounts: the paths of what is mounted in the container.
@@ -69,6 +73,7 @@ class Place:
 
     ctid: int = 0
     gpu: bool = True
+    vllm: str = ""
     architectures: Sequence[str] = ()
     gpus: Sequence[int] | None = None
     mounts: Sequence[str] | None = None
@@ -114,12 +119,12 @@ def _whole(arguments: Mapping[str, Any], name: str, default: int = 1) -> int:
         return default
 
 
-def _share(arguments: Mapping[str, Any]) -> float | None:
+def _share(arguments: Mapping[str, Any], vllm: str = "") -> float | None:
     """Return how much of each GPU's memory a server takes, C(None) when that is said otherwise."""
     if arguments.get("kv-cache-memory-bytes") is not None:
         return None
     try:
-        return float(arguments.get("gpu-memory-utilization", _SHARE))
+        return float(arguments.get("gpu-memory-utilization", default_share(vllm)))
     except (TypeError, ValueError):
         return None
 
@@ -186,7 +191,7 @@ def _share_of_gpu(arguments: Mapping[str, Any]) -> Iterator[Finding]:
 
 def _memory(arguments: Mapping[str, Any], place: Place) -> Iterator[Finding]:
     """What servers on one GPU take together."""
-    share = _share(arguments)
+    share = _share(arguments, place.vllm)
     if share is None or not place.gpus:
         return
     sure: dict[int, list[tuple[int, float]]] = {}

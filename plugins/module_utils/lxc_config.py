@@ -16,7 +16,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from ansible_collections.phoenix.hypervisor.plugins.module_utils import certificate, json_lines, vllm_flat
+from ansible_collections.phoenix.hypervisor.plugins.module_utils import (
+    certificate,
+    engine_args,
+    json_lines,
+    vllm_flat,
+)
 from ansible_collections.phoenix.hypervisor.plugins.module_utils.lxc_entry import (
     MISSING,
     TOP_KEYS,
@@ -546,17 +551,13 @@ def _check_bridges(entries: dict[str, dict[str, Any]], default_node: str, file: 
                 )
 
 
-# What vLLM takes of a GPU's memory when nothing is said.
-_DEFAULT_SHARE = 0.9
-
-
 def _check_shared_gpus(entries: dict[str, dict[str, Any]], default_node: str, file: str) -> Iterator[Problem]:
     """Model servers that start with the node and want more of one GPU than there is."""
     users: dict[tuple[str, int], dict[str, float]] = {}
     for ctid, entry in entries.items():
         arguments = {name: value for group in entry["_engine_config"].values() for name, value in group.items()}
         if entry.get("start_at_boot") and arguments:
-            share = arguments.get("gpu_memory_utilization", _DEFAULT_SHARE)
+            share = arguments.get("gpu_memory_utilization", engine_args.default_share())
             for number in entry.get("gpu_assignment", []):
                 users.setdefault((entry.get("node", default_node), number), {})[ctid] = share
     told: set[tuple[str, ...]] = set()

@@ -22,13 +22,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from ansible_collections.phoenix.hypervisor.plugins.module_utils import engine_args
+
 GIB = 1024**3
 # The table of nftables that is there during a switch only.
 TABLE = "phoenix_model_server"
 # Where the units are that a restart of the container forgets.
 FOLDER = "/run/systemd/system"
-# What a vLLM takes of each GPU when nothing is said: 0.9 in 0.10.2, 0.92 in 0.32.
-_SHARE = 0.92
 # What an engine has on a GPU besides its share: CUDA's context, and graphs that are captured after the cache was made.
 _GPU_EXTRA = 1024
 # Of the container's memory: a process without weights and cache, on a CPU and for a GPU, and what has to stay free.
@@ -256,8 +256,8 @@ def _gpu_room(
     if "kv-cache-memory-bytes" in told:
         return False, "kv_cache_memory_bytes leaves open how much of the GPU it takes"
     try:
-        share = float(told.get("gpu-memory-utilization", _SHARE))
-        old_share = float(before.get("gpu-memory-utilization", _SHARE))
+        most = engine_args.default_share(most=True)
+        share, old_share = (float(each.get("gpu-memory-utilization", most)) for each in (told, before))
         count = 1
         for name in ("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size"):
             count *= int(told.get(name, 1))

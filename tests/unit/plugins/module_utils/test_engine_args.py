@@ -393,3 +393,21 @@ def test_the_name_to_ask_for():
     assert engine_args.served_name({"model": "m"}) == "m"
     assert engine_args.served_name({"model": "m", "served-model-name": ["a", "b"]}) == "a"
     assert engine_args.probe({"model": "m", "served-model-name": "a"})[1]["model"] == "a"
+
+
+@pytest.mark.parametrize(
+    ("vllm", "least", "most"),
+    [
+        ("0.10.2", 0.9, 0.9),
+        ("0.19.1", 0.9, 0.9),
+        ("0.20.0", 0.92, 0.92),
+        ("0.32.0+cpu", 0.92, 0.92),
+        ("1.0.0", 0.92, 0.92),
+        # Not known: as little, or as much, as any takes.
+        ("", 0.9, 0.92),
+        ("main", 0.9, 0.92),
+    ],
+)
+def test_what_vllm_takes_of_a_gpu_by_itself(vllm, least, most):
+    assert engine_args.default_share(vllm) == least
+    assert engine_args.default_share(vllm, most=True) == most

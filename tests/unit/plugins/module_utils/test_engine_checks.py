@@ -183,6 +183,9 @@ def test_servers_that_may_never_meet_are_a_warning():
     ((certain, text),) = look({}, gpus=[0], neighbours=[neighbour(950, [0])])
     assert not certain
     assert "shares GPU 0 with CTID 950" in text and "1.8 of its memory (0.9 and 0.9)" in text
+    # The stack tells what its own release takes; of the other one the least is sure.
+    ((_certain, text),) = look({}, gpus=[0], vllm="0.32.0", neighbours=[neighbour(950, [0])])
+    assert "1.82 of its memory (0.92 and 0.9)" in text
     # Which of its two GPUs the other one takes isn't known.
     ((certain, text),) = look({}, gpus=[0], neighbours=[neighbour(950, [0, 1], "both start with the node")])
     assert not certain
