@@ -13,10 +13,10 @@ _PREFIX = "/dev/nvidia"
 # Every GPU needs these beside its own node; the second one can be missing on a node that never debugged.
 _COMMON = ("/dev/nvidiactl", "/dev/nvidia-uvm")
 _TOOLS = "/dev/nvidia-uvm-tools"
-_CAPS = "/dev/nvidia-caps/"
-# As the driver itself makes them on the node, its capabilities (MIG) apart. Proxmox would make them 0660 for root: a
-# server that runs as a user of its own could not open them.
-_MODE = "0666"
+CAPS = "/dev/nvidia-caps/"
+# As the driver itself makes them on the node. Proxmox would make them 0660 for root, and a server that runs as a user
+# of its own could not open them.
+_MODE, _CAPS_MODE = "0666", "0444"
 # NVIDIA's registered major number, and the one that the old system took nvidia-uvm's to be on every node.
 _MAJOR, _OLD_UVM_MAJOR = 195, 243
 
@@ -26,11 +26,28 @@ class Device:
     """A device node's numbers.
 
     :ivar is_stale: whether the node was made when its driver had another major number
+    :ivar gpu: the number of the GPU whose instance (MIG) it opens; None where it is something else
     """
 
     major: int
     minor: int
     is_stale: bool = False
+    gpu: int | None = None
+
+
+def instance_of(path: str) -> int | None:
+    """The number of the GPU whose instance a file below C(/proc/driver/nvidia/capabilities) tells of.
+
+    None for all other capabilities: the one to divide GPUs anew, for example, is the node's own.
+    """
+    found = re.search(r"/gpu(\d+)/mig/gi\d+/(?:ci\d+/)?access$", path)
+    return int(found[1]) if found else None
+
+
+def capability_minor(text: str) -> int | None:
+    """The minor number in such a file."""
+    found = re.search(r"^DeviceFileMinor:\s*(\d+)\s*$", text, re.MULTILINE)
+    return int(found[1]) if found else None
 
 
 def problem(gpus: Sequence[int], there: Mapping[str, Device]) -> str:
@@ -52,9 +69,10 @@ def problem(gpus: Sequence[int], there: Mapping[str, Device]) -> str:
         return f"the node has no {common[0]}; make it there with: nvidia-modprobe -u -c 0"
     stale = [path for path in paths(gpus, there) if there[path].is_stale]
     if stale:
+        again = "systemctl restart phoenix-nvidia" if stale[0].startswith(CAPS) else "nvidia-modprobe -u -c 0"
         return (
             f"{stale[0]} on the node has not the number that its driver has now; make it anew there: rm {stale[0]} && "
-            "nvidia-modprobe -u -c 0"
+            f"{again}"
         )
     return ""
 
@@ -69,7 +87,8 @@ def paths(gpus: Sequence[int], there: Mapping[str, Device] | None) -> list[str]:
     own = [f"{_PREFIX}{number}" for number in sorted(set(gpus))]
     if there is None:
         return [*own, *_COMMON, _TOOLS]
-    return [*own, *_COMMON, *([_TOOLS] if _TOOLS in there else []), *sorted(p for p in there if p.startswith(_CAPS))]
+    instances = sorted(path for path, device in there.items() if device.gpu in gpus)
+    return [*own, *_COMMON, *([_TOOLS] if _TOOLS in there else []), *instances]
 
 
 def is_device(path: str) -> bool:
@@ -78,9 +97,9 @@ def is_device(path: str) -> bool:
 
 
 def as_devices(gpus: Sequence[int], there: Mapping[str, Device] | None) -> list[dict[str, str]]:
-    """The C(devN) for these GPUs: path and, but for capabilities, mode."""
+    """The C(devN) for these GPUs."""
     return [
-        {"path": path} if path.startswith(_CAPS) else {"path": path, "mode": _MODE} for path in paths(gpus, there)
+        {"path": path, "mode": _CAPS_MODE if path.startswith(CAPS) else _MODE} for path in paths(gpus, there)
     ]
 
 

@@ -30,6 +30,10 @@ done
 for device in /dev/nvidia[0-9]* /dev/nvidiactl /dev/nvidia-uvm* /dev/nvidia-caps/*; do
   if [ -c "$device" ]; then stat -c 'device %n %t %T' "$device"; fi
 done
+parts='/proc/driver/nvidia/capabilities/gpu*/mig/gi*'
+for file in $parts/access $parts/ci*/access; do
+  if [ -r "$file" ]; then echo "instance $file $(sed -n 's/^DeviceFileMinor: *//p' "$file")"; fi
+done
 for vmid in $(sed -n 's|.*@/var/lib/lxc/\([0-9]*\)/command$|\1|p' /proc/net/unix | sort -u); do
   echo "running $vmid"
   lxc-info -n "$vmid" -iH 2>/dev/null | sed 's/^/ /'
@@ -65,6 +69,7 @@ def read(output: str) -> Seen:
     texts: dict[int, list[str]] = {}
     addresses: dict[int, list[str]] = {}
     devices: dict[str, gpu.Device] = {}
+    instances: dict[str, int | None] = {}
     lines: list[str] = []
     is_whole = False
     for line in output.split("\n"):
@@ -78,9 +83,16 @@ def read(output: str) -> Seen:
         elif kind == "device":
             path, major, minor = rest.rsplit(" ", 2)
             devices[path] = gpu.Device(int(major, 16), int(minor, 16))
+        elif kind == "instance":
+            path, _blank, minor = rest.rpartition(" ")
+            instances[minor] = gpu.instance_of(path)
         is_whole = is_whole or line == "end"
     if not is_whole:
         raise LiveError("its answer was cut short")
+    devices = {
+        path: replace(device, gpu=instances.get(str(device.minor))) if path.startswith(gpu.CAPS) else device
+        for path, device in devices.items()
+    }
     containers = {
         vmid: Container(exists=True, running=vmid in addresses, text="\n".join([*text, ""]))
         for vmid, text in texts.items()

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 
-from ansible_collections.phoenix.hypervisor.plugins.module_utils import pct_conf, pct_keys
+from ansible_collections.phoenix.hypervisor.plugins.module_utils import gpu, pct_conf, pct_keys
 from ansible_collections.phoenix.hypervisor.plugins.module_utils.container import Container
 from ansible_collections.phoenix.hypervisor.plugins.module_utils.container_plan import Memory
 from ansible_collections.phoenix.hypervisor.plugins.module_utils.gpu import Device
@@ -33,6 +33,7 @@ _LOCK = "/run/lock/lxc/pve-config-{vmid}.lock"
 _TURN = "/run/lock/phoenix-hypervisor-clone-{vmid}.lock"
 _DEV = "/dev"
 _MAJORS = "/proc/devices"
+_CAPABILITIES = "/proc/driver/nvidia/capabilities"
 _SUBIDS = {"u": "/etc/subuid", "g": "/etc/subgid"}
 
 
@@ -218,6 +219,8 @@ def storage_types() -> dict[str, str]:
 def nvidia_devices() -> dict[str, Device]:
     """NVIDIA's device nodes by path, with their numbers as they are now."""
     majors = {name: int(number) for number, name in re.findall(r"^\s*(\d+) (nvidia\S*)$", _text(_MAJORS), re.MULTILINE)}
+    parts = [path for below in ("", "ci*/") for path in glob.glob(f"{_CAPABILITIES}/gpu*/mig/gi*/{below}access")]
+    instances = {gpu.capability_minor(_text(path)): gpu.instance_of(path) for path in parts}
     found = {}
     for path in sorted(glob.glob(f"{_DEV}/nvidia*") + glob.glob(f"{_DEV}/nvidia-caps/*")):
         status = os.stat(path)
@@ -228,7 +231,9 @@ def nvidia_devices() -> dict[str, Device]:
             older_name = majors.get("nvidia-frontend") if driver == "nvidia" else None
             there = os.major(status.st_rdev)
             major = majors.get(driver, older_name) or there
-            found[path.replace(_DEV, "/dev", 1)] = Device(major, os.minor(status.st_rdev), is_stale=major != there)
+            minor = os.minor(status.st_rdev)
+            owner = instances.get(minor) if driver == "nvidia-caps" else None
+            found[path.replace(_DEV, "/dev", 1)] = Device(major, minor, is_stale=major != there, gpu=owner)
     return found
 
 

@@ -46,6 +46,7 @@ SONAMES: dict[str, str] = {
     "libnvidia-nvvm70": "",
     "libnvidia-pkcs11": "",
     "libnvidia-pkcs11-openssl3": "",
+    "libnvidia-tileiras": "",
 }
 PROGRAMS = ("nvidia-smi", "nvidia-debugdump", "nvidia-cuda-mps-control", "nvidia-cuda-mps-server")
 _STEMS = "|".join(re.escape(stem) for stem in sorted(SONAMES, key=len, reverse=True))
@@ -197,7 +198,9 @@ def foreign(name: str) -> bool:
 def needed(kind: str, version: str) -> tuple[str, ...]:
     """Return the files without which a bundle is none."""
     if kind == DRIVER:
-        return (f"lib/libcuda.so.{version}", f"lib/libnvidia-ml.so.{version}", "bin/nvidia-smi")
+        # The third one compiles PTX, which is what a GPU that is newer than a release's kernels runs.
+        names = ("libcuda", "libnvidia-ml", "libnvidia-ptxjitcompiler")
+        return (*(f"lib/{name}.so.{version}" for name in names), "bin/nvidia-smi")
     return ("bin/nvcc",)
 
 

@@ -29,8 +29,8 @@ INDEXES = ("Packages.xz", "Packages.gz", "Packages")
 DRIVER_PACKAGES = (
     "libcuda1", "libcudadebugger1", "libnvcuvid1", "libnvidia-allocator1", "libnvidia-cfg1", "libnvidia-encode1",
     "libnvidia-gpucomp", "libnvidia-ml1", "libnvidia-nvvm4", "libnvidia-nvvm704", "libnvidia-opticalflow1",
-    "libnvidia-pkcs11-openssl3", "libnvidia-ptxjitcompiler1", "libnvidia-sandboxutils", "nvidia-cuda-mps",
-    "nvidia-driver-cuda", "nvidia-opencl-icd", "nvidia-smi",
+    "libnvidia-pkcs11-openssl3", "libnvidia-ptxjitcompiler1", "libnvidia-sandboxutils", "libnvidia-tileiras",
+    "nvidia-cuda-mps", "nvidia-driver-cuda", "nvidia-opencl-icd", "nvidia-smi",
     "libnvidia-cfg1-{branch}", "libnvidia-compute-{branch}", "libnvidia-decode-{branch}", "libnvidia-encode-{branch}",
     "libnvidia-gpucomp-{branch}", "nvidia-compute-utils-{branch}", "nvidia-utils-{branch}",
     "libnvidia-compute", "libnvidia-decode", "libnvidia-encode", "nvidia-compute-utils", "nvidia-utils",

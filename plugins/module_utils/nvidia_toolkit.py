@@ -17,7 +17,8 @@ LEAST = "12.8"
 FLASHINFER, FLASHINFER_LEAST = "0.6.7", "12.9"
 # Driver branch → the newest CUDA that it knows.
 DRIVERS = {"525": "12.0", "530": "12.1", "535": "12.2", "545": "12.3", "550": "12.4", "555": "12.5", "560": "12.6",
-           "565": "12.7", "570": "12.8", "575": "12.9", "580": "13.0"}  # fmt: skip
+           "565": "12.7", "570": "12.8", "575": "12.9", "580": "13.0", "590": "13.1", "595": "13.2",
+           "610": "13.3"}  # fmt: skip
 
 
 class Need(NamedTuple):
@@ -44,9 +45,8 @@ def need(candidates: Iterable[Mapping[str, Any]]) -> Need:
         requires = candidate.get("requires") or {}
         if not candidate.get("cuda") or not (candidate.get("source") or candidate.get("flashinfer")):
             continue
-        asked = requires.get("toolkit") or LEAST
-        if numbers(asked) < numbers(LEAST):
-            asked = LEAST
+        # Its libraries come before those that PyTorch brings (LD_LIBRARY_PATH), and may not be older than they are.
+        asked = max(LEAST, requires.get("toolkit") or "", candidate["cuda"], key=numbers)
         versions.append(asked)
         if candidate.get("source"):
             reasons.append(f"vLLM {candidate['vllm']} is compiled in the container, which takes nvcc {asked} or newer.")
@@ -74,15 +74,15 @@ def _flashinfer(candidate: Mapping[str, Any], asked: str) -> tuple[str, str]:
     )
 
 
-def chosen(declared: str, needed: Need, stack: str) -> str:
+def chosen(declared: str, needed: Need, stack: str, candidates: Iterable[Mapping[str, Any]] = ()) -> str:
     """Return the toolkit to install: the declared one, else the one that is needed.
 
     Raises:
-        NvidiaError: the declared one is older than what is needed.
+        NvidiaError: the declared one is older than what is needed, or vLLM can't be compiled with it.
     """
     if not declared:
         return needed.version
-    problem = too_old(declared, needed, stack)
+    problem = too_old(declared, needed, stack) or other_major(declared, candidates, stack)
     if problem:
         raise NvidiaError(
             f"nvidia_toolkit_version is {declared}: {problem} Leave it empty, and the one that the stack asks for is "
@@ -103,6 +103,18 @@ def too_old(found: str, needed: Need, stack: str) -> str:
         return ""
     there = f"CUDA toolkit {found} is too old" if found else "there is no CUDA toolkit"
     return f"{there}; the stack {stack} needs {needed.version} or newer. {' '.join(needed.reasons)}"
+
+
+def other_major(found: str, candidates: Iterable[Mapping[str, Any]], stack: str) -> str:
+    """Return why vLLM can't be compiled with a toolkit, C("") where it can: CMake wants PyTorch's own major version."""
+    for candidate in candidates:
+        cuda = candidate.get("cuda")
+        if candidate.get("source") and cuda and numbers(found)[:1] != numbers(cuda)[:1]:
+            return (
+                f"CUDA toolkit {found} is of another major version than PyTorch's CUDA {cuda}; the stack {stack} "
+                f"compiles vLLM {candidate['vllm']}, which takes the same one."
+            )
+    return ""
 
 
 def newer_than_driver(toolkit: str, driver: str) -> str:
@@ -133,7 +145,7 @@ def decide(
     needed = need(candidates)
     problem, version = "", ""
     try:
-        version = chosen(declared, needed, stack)
+        version = chosen(declared, needed, stack, candidates)
     except NvidiaError as error:
         problem = str(error)
     note = newer_than_driver(version, driver)

@@ -194,7 +194,13 @@ class Task:
     def run(self) -> dict:
         """Return what the module returns."""
         version = self.version()
-        methods = self.methods(version)
+        try:
+            methods = self.methods(version)
+        except NvidiaError:
+            record = self.there(version, [])
+            if record is None:
+                raise
+            return self.result(record, [])
         # A run that has nothing to do leaves no trace, and waits for nobody.
         record = self.there(version, methods)
         if record is not None:
@@ -248,23 +254,51 @@ class Task:
     def there(self, version: str, methods: list[str]) -> dict | None:
         """Return what is known of an archive that is there and still right."""
         params = self.params
-        for record in self.store.records(self.kind):
+        records = self.store.records(self.kind)
+        for record in records:
             origin, exact = record["origin"], record["version"] == version
             # The repository may have had a newer minor version only.
             if not exact and not (self.kind != DRIVER and origin.get("wanted") == version):
                 continue
             if record["source"] not in methods:
                 continue
-            if record["source"] == NODE and origin.get("fingerprint") != nvidia_store.node_fingerprint(
-                version, params["node_root"]
-            ):
+            if record["source"] == NODE and not self.is_nodes(origin, version):
                 continue
             if record["source"] == RUNFILE and origin.get("sha256") != self.source.runfile_sha256.lower():
                 continue
             if record["source"] == APT and origin.get("asked", []) != params["packages"]:
                 continue
             return record
-        return None
+        kept = [record for record in records if (record["source"], record["version"]) == (RUNFILE, version)]
+        return kept[0] if kept and self.is_for_later(version) else None
+
+    def is_for_later(self, version: str) -> bool:
+        """Return whether the declared runfile is another driver's, so that it says nothing of the one that is kept."""
+        named = nvidia_driver.url_version(self.source.runfile_url)
+        if self.kind != DRIVER or self.source.method not in ("auto", RUNFILE) or named in ("", version):
+            return False
+        note = (
+            f"nvidia_runfile_url is that of {named}, and the node's kernel driver is {version}: the containers keep "
+            f"{version}, from an earlier runfile, until the node has {named}"
+        )
+        self.notes += [] if note in self.notes else [note]
+        return True
+
+    def is_nodes(self, origin: dict, version: str) -> bool:
+        """Return whether an archive has what the node has of this version, or had until its driver was upgraded."""
+        root = self.params["node_root"]
+        if origin.get("fingerprint") == nvidia_store.node_fingerprint(version, root):
+            return True
+        problem = nvidia_store.node_problem(version, root)
+        if not problem:
+            return False
+        # Between an upgrade and the reboot. The containers go on with what the kernel still has.
+        note = (
+            f"the node's kernel still has driver {version}, and {problem}. The containers keep {version}; load the new "
+            "driver (reboot the node), and run again"
+        )
+        self.notes += [] if note in self.notes else [note]
+        return True
 
     def likely(self, methods: list[str], version: str) -> list[str]:
         """Return the methods that may work, as far as that can be told without asking anybody."""

@@ -96,8 +96,8 @@ options:
       - Numbers of the NVIDIA GPUs that can be opened inside, and no others; an empty list for none. Left out, none is
         touched.
       - Makes C(devN) of C(/dev/nvidiaN), C(/dev/nvidiactl), C(/dev/nvidia-uvm), C(/dev/nvidia-uvm-tools) and
-        C(/dev/nvidia-caps/*), whose numbers Proxmox looks up at each start. Before Proxmox VE 8.1, raw lines with the
-        numbers of the moment.
+        of C(/dev/nvidia-caps/*) those of the GPUs' own instances (MIG), whose numbers Proxmox looks up at each start.
+        Before Proxmox VE 8.1, raw lines with the numbers of the moment.
       - Raw lines that give GPUs (C(lxc.mount.entry) of C(/dev/nvidia*), C(lxc.cgroup2.devices.allow) of their numbers)
         are taken away, unless O(raw) declares them.
     type: list

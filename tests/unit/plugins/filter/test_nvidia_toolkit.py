@@ -30,6 +30,9 @@ def candidate(**values) -> dict:
         ([candidate(source={"x": 1}, toolkit="12.4")], "12.8", "nvcc 12.8 or newer"),
         ([candidate(source={"x": 1})], "12.8", "nvcc 12.8 or newer"),
         ([candidate(source={"x": 1}, toolkit="13.0")], "13.0", "nvcc 13.0 or newer"),
+        # Not older than PyTorch's own CUDA, whatever a stack of one's own leaves out.
+        ([candidate(source={"x": 1}, cuda="13.0")], "13.0", "nvcc 13.0 or newer"),
+        ([candidate(flashinfer="0.3.1", toolkit="12.8", cuda="12.9")], "12.9", "takes nvcc 12.9"),
         ([candidate(flashinfer="0.3.1", toolkit="12.8")], "12.8", "FlashInfer 0.3.1 compiles its kernels"),
         ([candidate(flashinfer="0.6.6", toolkit="12.8")], "12.8", "compiles its kernels"),
         ([candidate(flashinfer="0.6.7", toolkit="12.8")], "12.9", "since 0.6.7 refuses to do so for sm_120"),
@@ -94,6 +97,18 @@ def test_a_persons_choice(declared, version, words):
     assert (words in decided["problem"]) if words else decided["problem"] == ""
 
 
+@pytest.mark.parametrize(
+    ("declared", "cuda", "words"),
+    [
+        ("13.0", "12.8", "CUDA toolkit 13.0 is of another major version than PyTorch's CUDA 12.8"),
+        ("12.9", "12.8", ""), ("13.1", "13.0", ""), ("13.0", "", ""),
+    ],
+)  # fmt: skip
+def test_what_is_compiled_takes_pytorchs_major_version(declared, cuda, words):
+    problem = toolkit.decide([candidate(source={"x": 1}, cuda=cuda)], "s", declared)["problem"]
+    assert (words in problem and "Leave it empty" in problem) if words else problem == ""
+
+
 def test_a_toolkit_can_be_had_without_a_stack():
     assert toolkit.decide([], "", "13.0")["version"] == "13.0"
     assert toolkit.decide([], "")["version"] == ""
@@ -124,6 +139,7 @@ def test_a_toolkit_that_somebody_else_has_installed(found, candidates, words):
 @pytest.mark.parametrize(
     ("version", "driver", "told"),
     [("12.8", "570.86.10", False), ("12.9", "570.86.10", True), ("13.0", "580.95.05", False), ("13.1", "580.1.2", True),
+     ("13.1", "590.48.01", False), ("13.3", "595.71.05", True), ("13.3", "610.43.02", False),
      ("13.0", "575.64.03", True), ("14.0", "999.1.1", False), ("", "570.1.1", False), ("12.8", "", False)],
 )  # fmt: skip
 def test_a_toolkit_that_is_newer_than_the_driver(version, driver, told):

@@ -320,7 +320,10 @@ NVIDIA = {
     "/dev/nvidiactl": Device(195, 255),
     "/dev/nvidia-uvm": Device(508, 0),
     "/dev/nvidia-uvm-tools": Device(508, 1),
+    # The first one divides GPUs anew, and is the node's; the others are instances.
     "/dev/nvidia-caps/nvidia-cap1": Device(511, 1),
+    "/dev/nvidia-caps/nvidia-cap21": Device(511, 21, gpu=0),
+    "/dev/nvidia-caps/nvidia-cap156": Device(511, 156, gpu=1),
 }
 OLD_SYSTEM = """\
 lxc.cgroup2.devices.allow: c 195:* rwm
@@ -345,12 +348,13 @@ class TestGpus:
         """Faults 2 and 3: both GPUs of the template stay, with a device number from another node."""
         actual = replace(STOPPED, text=CONF + there)
         planned = plan(declared(gpus=gpus), actual, None, self.FACTS)
-        common = sorted(path for path in NVIDIA if not path[-1].isdigit() or "cap" in path)
+        common = [path for path in NVIDIA if not path[-1].isdigit()]
+        common += [path for path, device in NVIDIA.items() if device.gpu in gpus]
         expected = sorted([f"/dev/nvidia{number}" for number in set(gpus)] + common) if gpus else []
         assert self.passed_through(planned.after) == expected
         assert planned.after.conf.main.raw == [("lxc.cap.drop", "sys_boot")]
         devices = [value for key, value in planned.after.conf.main.values.items() if key[:3] == "dev"]
-        assert all(("mode=0666" in value) != ("nvidia-caps" in value) for value in devices)
+        assert all(("mode=0444" if "nvidia-caps" in value else "mode=0666") in value for value in devices)
         assert_converges(declared(gpus=gpus), actual, facts=self.FACTS)
 
     def test_other_devices_are_not_spoken_of(self):

@@ -70,6 +70,18 @@ def test_gpus() -> None:
     assert "phoenix_problem" not in found
 
 
+def test_instances_of_gpus() -> None:
+    caps = "/dev/nvidia-caps/nvidia-cap"
+    folder = "/proc/driver/nvidia/capabilities"
+    nodes = (
+        f"device /dev/nvidia1 c3 1\ndevice {caps}1 1ff 1\ndevice {caps}21 1ff 15\n"
+        f"instance {folder}/gpu1/mig/gi1/access 21\ninstance {folder}/gpu1/mig/gi1/ci0/access 1\n"
+    )
+    found = live.read(printed(devices=nodes)).devices
+    assert found[f"{caps}21"] == gpu.Device(511, 21, gpu=1)
+    assert found["/dev/nvidia1"] == gpu.Device(195, 1)
+
+
 @pytest.mark.parametrize(
     ("conf", "state"),
     [

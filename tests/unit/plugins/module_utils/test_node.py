@@ -30,6 +30,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(node, "_TASKS", str(tmp_path / "active"))
     monkeypatch.setattr(node, "_LOCK", str(tmp_path / "{vmid}.lock"))
     monkeypatch.setattr(node, "_DEV", str(tmp_path / "dev"))
+    monkeypatch.setattr(node, "_CAPABILITIES", str(tmp_path / "capabilities"))
     monkeypatch.setattr(node, "_MAJORS", str(tmp_path / "devices"))
     monkeypatch.setattr(node, "_SUBIDS", {"u": str(tmp_path / "subuid"), "g": str(tmp_path / "subgid")})
     monkeypatch.setattr(node, "running", set)
@@ -164,18 +165,26 @@ def test_root_subids(folder):
     assert node.root_subids() == {"u": [(100000, 65536), (1000, 1)], "g": []}
 
 
+CAPS = [(f"nvidia-caps/nvidia-cap{minor}", 511, minor) for minor in (1, 21, 22)]
+
+
 def test_nvidia_devices_have_the_drivers_number(folder, monkeypatch):
     (folder / "dev" / "nvidia-caps").mkdir(parents=True)
-    for name, major, minor in (("nvidia0", 195, 0), ("nvidia-uvm", 243, 0), ("nvidia-caps/nvidia-cap1", 511, 1)):
+    for name, major, minor in (("nvidia0", 195, 0), ("nvidia-uvm", 243, 0), *CAPS):
         os.mknod(folder / "dev" / name, 0o20666, os.makedev(major, minor))
     (folder / "dev" / "nvidia.txt").touch()
     (folder / "devices").write_text(
         "Character devices:\n  1 mem\n195 nvidia-frontend\n508 nvidia-uvm\n511 nvidia-caps\n\nBlock devices:\n"
     )
+    for name, minor in (("mig/config", 1), ("gpu0/mig/gi1/access", 21), ("gpu1/mig/gi1/ci0/access", 22)):
+        path = folder / "capabilities" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"DeviceFileMinor: {minor}\nDeviceFileMode: 292\nDeviceFileModify: 1\n")
     found = node.nvidia_devices()
-    assert {path: (device.major, device.minor, device.is_stale) for path, device in found.items()} == {
-        "/dev/nvidia0": (195, 0, False), "/dev/nvidia-uvm": (508, 0, True),
-        "/dev/nvidia-caps/nvidia-cap1": (511, 1, False),
+    assert {path: (one.major, one.minor, one.is_stale, one.gpu) for path, one in found.items()} == {
+        "/dev/nvidia0": (195, 0, False, None), "/dev/nvidia-uvm": (508, 0, True, None),
+        "/dev/nvidia-caps/nvidia-cap1": (511, 1, False, None),
+        "/dev/nvidia-caps/nvidia-cap21": (511, 21, False, 0), "/dev/nvidia-caps/nvidia-cap22": (511, 22, False, 1),
     }  # fmt: skip
 
 

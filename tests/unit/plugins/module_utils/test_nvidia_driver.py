@@ -128,6 +128,8 @@ WANTED_NAMES = {
     f"libnvidia-pkcs11-openssl3.so.{V}": f"lib/libnvidia-pkcs11-openssl3.so.{V}",
     f"libnvidia-nvvm.so.{V}": f"lib/libnvidia-nvvm.so.{V}",
     "libnvidia-nvvm70.so.4": "lib/libnvidia-nvvm70.so.4",
+    # Since 590.
+    f"libnvidia-tileiras.so.{V}": f"lib/libnvidia-tileiras.so.{V}",
     "nvidia-smi": "bin/nvidia-smi",
     "nvidia-cuda-mps-server": "bin/nvidia-cuda-mps-server",
 }
@@ -172,7 +174,9 @@ def test_links_are_those_that_programs_ask_for():
     assert driver.driver_links([], V) == {}
 
 
-@pytest.mark.parametrize("absent", ["libcuda.so.580.95.05", "libnvidia-ml.so.580.95.05", "nvidia-smi"])
+@pytest.mark.parametrize(
+    "absent", [*(f"lib{name}.so.{V}" for name in ("cuda", "nvidia-ml", "nvidia-ptxjitcompiler")), "nvidia-smi"]
+)
 def test_a_bundle_without_what_is_needed_is_none(absent):
     files = [path for path in WANTED_NAMES.values() if not path.endswith(f"/{absent}")]
     assert driver.missing("driver", V, files) == absent

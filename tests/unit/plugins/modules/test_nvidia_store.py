@@ -128,6 +128,22 @@ class TestNode:
         site.kernel(root, V)
         assert f"it has libcuda.so of {OLD}, so its own driver is half upgraded" in refused(root)
 
+    def test_what_is_kept_is_good_until_the_upgraded_node_is_rebooted(self, root):
+        """An upgrade takes the libraries away at once; the kernel's module stays until it is loaded anew."""
+        site.node_root(root, V)
+        first = run(root)
+        site.node_root(root, NEW)
+        site.kernel(root, V)
+        for check in (True, False):
+            result = run(root, check=check)
+            assert (result["digest"], result["changed"]) == (first["digest"], False)
+            (note,) = result["notes"]
+            assert f"the node's kernel still has driver {V}" in note
+            assert f"it has libcuda.so of {NEW}, so its own driver is half upgraded" in note
+            assert note.endswith("load the new driver (reboot the node), and run again")
+        site.kernel(root, NEW)
+        assert (run(root)["version"], run(root)["notes"]) == (NEW, [])
+
     def test_a_program_of_another_version_is_not_taken(self, root):
         site.node_root(root, V)
         (root / "usr/bin/nvidia-smi").write_text(site.SMI.format(OLD))
@@ -187,6 +203,22 @@ class TestRunfile:
         server.asked.clear()
         again = run(root, runfile_url=url, runfile_sha256=sha256)
         assert (again["changed"], again["downloaded"], server.asked) == (False, 0, [])
+
+    @pytest.mark.parametrize("method", ["auto", "runfile"])
+    def test_the_next_runfile_may_be_declared_before_the_node_is_upgraded(self, root, server, method):
+        url, sha256 = runfile(server)
+        first = run(root, method=method, runfile_url=url, runfile_sha256=sha256)
+        server.asked.clear()
+        later, other = runfile(server, NEW)
+        values = {"method": method, "runfile_url": later, "runfile_sha256": other}
+        kept = run(root, **values)
+        assert (kept["digest"], kept["changed"], server.asked) == (first["digest"], False, [])
+        assert kept["notes"] == [
+            f"nvidia_runfile_url is that of {NEW}, and the node's kernel driver is {V}: the containers keep {V}, from "
+            f"an earlier runfile, until the node has {NEW}"
+        ]
+        site.kernel(root, NEW)
+        assert (run(root, **values)["version"], run(root, **values)["notes"]) == (NEW, [])
 
     def test_the_same_content_has_the_same_digest_from_everywhere(self, root, server):
         url, sha256 = runfile(server)
