@@ -88,14 +88,36 @@ def notes(gpus: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def wishes(gpus: Sequence[Mapping[str, Any]], limits: Limits) -> list[dict[str, Any]]:
-    """What the worker of each GPU is asked for.
+def devices(gpus: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What CUDA runs on: the GPUs, and in the place of a divided one (MIG) its parts, each with its name in C(visible).
 
     :param gpus: as the module nvidia_gpu_info returns them
     """
+    divided = any(gpu["mig"] for gpu in gpus)
+    found = []
+    for gpu in gpus:
+        if not gpu["mig"]:
+            # Beside parts, CUDA doesn't count as NVML does.
+            found.append({**gpu, "visible": gpu.get("uuid", "") if divided else ""})
+        for part in gpu["mig_devices"] if gpu["mig"] else ():
+            total, used = part["memory_total_mib"], part["memory_used_mib"]
+            free = None if total is None or used is None else total - used
+            found.append(
+                {**gpu, "visible": part["uuid"], "part": part["index"], "processes": [], "memory_total_mib": total,
+                 "memory_used_mib": used, "memory_free_mib": free}
+            )  # fmt: skip
+    return found
+
+
+def wishes(gpus: Sequence[Mapping[str, Any]], limits: Limits) -> list[dict[str, Any]]:
+    """What the worker of each GPU, and of each part of one, is asked for.
+
+    :param gpus: from L(devices), or as the module nvidia_gpu_info returns them
+    """
     return [
         {
-            "gpu": place,
+            "gpu": 0 if gpu.get("visible") else place,
+            "visible": gpu.get("visible", ""),
             "checks": [] if (gpu["memory_free_mib"] or LEAST_MIB) < LEAST_MIB else [
                 name for name in SINGLE if name != "fp8" or numbers(gpu["compute_capability"]) >= FP8_SINCE
             ],
@@ -162,6 +184,12 @@ def judge_driver(info: Mapping[str, Any], limits: Limits) -> list[dict]:
     what = ", ".join(f"{gpu['name']} ({gpu['architecture'] or '?'}, sm_{gpu['compute_capability'].replace('.', '')})"
                      for gpu in info["gpus"])  # fmt: skip
     problems = [gpu["problem"] for gpu in info["gpus"] if gpu["problem"]]
+    problems += [
+        f"GPU {gpu['index']} is divided (MIG), and no part of it is here: make parts on the node (nvidia-smi mig "
+        "-cgi … -C) and run site.yml for the container, or switch MIG off."
+        for gpu in info["gpus"]
+        if gpu["mig"] and not gpu["mig_devices"]
+    ]
     if limits.gpus and seen != limits.gpus:
         problems.append(
             f"{limits.gpus} {'is' if limits.gpus == 1 else 'are'} assigned (gpu_assignment), and {seen} "
@@ -181,10 +209,15 @@ def judge_driver(info: Mapping[str, Any], limits: Limits) -> list[dict]:
 
 
 def judge_gpu(gpu: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]], limits: Limits) -> list[dict]:
-    """What the worker of one GPU found.
+    """What the worker of one GPU, or of a part of one, found.
 
-    :param gpu: as the module nvidia_gpu_info returns it
+    :param gpu: from L(devices), or as the module nvidia_gpu_info returns it
     """
+    part = {"part": gpu["part"]} if "part" in gpu else {}
+    return [{**check, **part} for check in _judge_gpu(gpu, found, limits)]
+
+
+def _judge_gpu(gpu: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]], limits: Limits) -> list[dict]:
     number, torch = gpu["index"], found.get("torch_", {})
     checks = [_judge_torch(number, torch, limits)]
     if checks[0]["result"] == FAILED:
@@ -268,6 +301,14 @@ def judge_together(
     return [*checks, _judge_sum(info, found, without_p2p)]
 
 
+def sum_problem(found: Sequence[Mapping[str, Mapping[str, Any]]]) -> str:
+    """Why adding up over all GPUs did not come out right, as a sentence; C("") when it did.
+
+    :param found: what the workers that work together found
+    """
+    return _sum_problem(found) if found else ""
+
+
 def _sum_problem(found: Sequence[Mapping[str, Mapping[str, Any]]]) -> str:
     for one in found:
         result = one.get("all_reduce") or one.get("torch_") or {}
@@ -298,8 +339,8 @@ def _judge_sum(
         return _check("all_reduce", PASSED, message, figure=figure, figures=dict(found[0]["all_reduce"]))
     if without_p2p and not _sum_problem(without_p2p):
         why += (
-            " With NCCL_P2P_DISABLE=1 it works: write that into the environment of vllm_stack_overrides, until the "
-            "reason is gone."
+            ' With NCCL_P2P_DISABLE=1 it works: set nvidia_peer_to_peer: "off" for this container, until the reason is '
+            "gone."
         )
     elif without_p2p:
         why += " It doesn't work with NCCL_P2P_DISABLE=1 either."
@@ -333,7 +374,8 @@ def failures(checks: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _name(check: Mapping[str, Any]) -> str:
-    return f"{check['check']} (GPU {check['gpu']})" if "gpu" in check else check["check"]
+    part = f", part {check['part']}" if "part" in check else ""
+    return f"{check['check']} (GPU {check['gpu']}{part})" if "gpu" in check else check["check"]
 
 
 def table(checks: Sequence[Mapping[str, Any]]) -> list[str]:

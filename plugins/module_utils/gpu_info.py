@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ansible_collections.phoenix.hypervisor.plugins.module_utils import nvml
+from ansible_collections.phoenix.hypervisor.plugins.module_utils.nvidia_driver import kernel_version
 
 KERNEL_DRIVER = "/proc/driver/nvidia/version"
 RELEASE_PYTHON = "/opt/vllm/bin/python"
@@ -59,16 +60,6 @@ class Seen:
     said: Mapping[str, Any] = field(default_factory=dict)
 
 
-def kernel_version(content: str) -> str:
-    """The version of the kernel's driver, in the text of C(/proc/driver/nvidia/version); C("") when it has none.
-
-    >>> kernel_version("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build")
-    '580.95.05'
-    """
-    match = re.search(r"^NVRM version:.*?\s(\d+\.\d+(?:\.\d+)?)\s", content + " ", re.MULTILINE)
-    return match[1] if match else ""
-
-
 def library_version(paths: Sequence[str]) -> str:
     """The version of the driver's library, by the names of its files; C("") when they have none."""
     versions = [match[1] for path in paths if (match := re.search(r"\.so\.(\d+\.\d+(?:\.\d+)?)$", path))]
@@ -92,9 +83,21 @@ def architecture(number: int | None, capability: Sequence[int] | None) -> str:
     return ARCHITECTURES.get(number or 0) or _BY_CAPABILITY.get(value, "")
 
 
+def own(seen: Seen) -> list[Mapping[str, Any]]:
+    """The GPUs that are meant for this machine, as they were read.
+
+    In a container NVML counts all of the node's, and may not open those that the container was not given: they have no
+    device node here.
+    """
+    gpus = list(seen.said.get("gpus") or ())
+    closed = [gpu for gpu in gpus if (gpu.get("error") or {}).get("code") == NO_PERMISSION]
+    others = [gpu for gpu in gpus if gpu not in closed]
+    return others if len(others) >= len(seen.devices) else gpus
+
+
 def reason(seen: Seen) -> str:
     """Why there is no GPU to be used, as a sentence with its remedy; C("") when there is one."""
-    gpus = seen.said.get("gpus") or []
+    gpus = own(seen)
     if any(not gpu.get("error") for gpu in gpus):
         return ""
     kernel, library = kernel_version(seen.kernel), library_version(seen.libraries)
@@ -213,7 +216,7 @@ def result(seen: Seen) -> dict[str, Any]:
         "kernel_driver_version": kernel_version(seen.kernel),
         "library_version": library_version(seen.libraries),
         "cuda_driver_version": cuda_version(said.get("cuda")),
-        "gpus": [described(gpu) for gpu in said.get("gpus") or ()],
+        "gpus": [described(gpu) for gpu in own(seen)],
         "peer_to_peer": [pair(one) for one in said.get("pairs") or ()],
         "toolkit_version": toolkit_version(seen.toolkit),
         "nccl_version": said.get("nccl") or "",
@@ -275,8 +278,9 @@ def _text(path: str) -> str:
 
 
 def _libraries(root: str) -> list[str]:
-    folders = ("usr/lib/x86_64-linux-gnu", "usr/lib/aarch64-linux-gnu", "usr/lib64", "usr/lib",
-               "usr/local/nvidia/lib64", "usr/local/lib")  # fmt: skip
+    # Where the role nvidia has them comes first, as it does for the loader.
+    folders = ("opt/nvidia/driver/lib", "usr/lib/x86_64-linux-gnu", "usr/lib/aarch64-linux-gnu",
+               "usr/lib64", "usr/lib", "usr/local/nvidia/lib64", "usr/local/lib")  # fmt: skip
     links = [os.path.join(root, folder, LIBRARY) for folder in folders]
     return [os.path.realpath(link) for link in links if os.path.exists(link)]
 

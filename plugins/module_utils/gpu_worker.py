@@ -16,6 +16,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import os
 import sys
 import time
 
@@ -73,6 +74,8 @@ class Checks:
 
     def torch_(self):
         """Import PyTorch, and compute something small."""
+        if self.wish.get("visible"):
+            os.environ["CUDA_VISIBLE_DEVICES"] = self.wish["visible"]
         import torch
 
         self.torch = torch

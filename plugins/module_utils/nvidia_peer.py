@@ -4,7 +4,8 @@
 """Whether GPUs may copy to each other, past the node's memory, by what its kernel says. Values in, values out.
 
 An IOMMU that translates, and bridges that redirect (PCIe's Access Control Services), break such copies without an
-error: a server with several GPUs then hangs while it starts, or computes nonsense. NCCL is told not to try.
+error: a server with several GPUs then hangs while it starts, or computes nonsense. NCCL is told not to try, and vLLM,
+which copies by itself where two GPUs are alone, to test first whether what it copies arrives.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import NamedTuple
 _ADDRESS = r"[0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]"
 # PCIe: the first extended capability, the one of ACS, and its bits that redirect what one device sends to another.
 _EXTENDED, _ACS, _REDIRECTS = 0x100, 0x000D, {0x04: "P2P Request Redirect", 0x08: "P2P Completion Redirect"}
-OFF = {"NCCL_P2P_DISABLE": "1"}
+OFF = {"NCCL_P2P_DISABLE": "1", "VLLM_SKIP_P2P_CHECK": "0"}
 
 
 class Gpu(NamedTuple):

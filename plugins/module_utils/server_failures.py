@@ -130,7 +130,7 @@ FAILURES = (
         "NCCL",
         r"nccl error|ncclsystemerror|ncclunhandledcudaerror|ncclinternalerror|ncclremoteerror"
         r"|watchdog caught collective operation timeout|no available shared memory broadcast block found",
-        "The GPUs don't get through to each other. Set NCCL_P2P_DISABLE: \"1\" in vllm_model_server_environment; "
+        "The GPUs don't get through to each other. Set nvidia_peer_to_peer: \"off\" for the container; "
         "between consumer cards it is usually ACS or the IOMMU of the node that is in the way.",
     ),
     _failure(

@@ -17,8 +17,9 @@ description:
   - C(memory) - most of the free memory can be taken, holds what is written to it, and is free again afterwards.
   - C(matrix) and C(fp8) - products of matrices, in bfloat16 and in FP8, agree with a computation in double precision;
     all numbers of FP8 (E4M3) are converted right. C(fp8) is left out below compute capability 8.9.
-  - C(nccl) and C(all_reduce) - NCCL is new enough, and adds up right over all GPUs. When that hangs or fails, it is
-    tried again with C(NCCL_P2P_DISABLE=1), and the message says whether that helps.
+  - C(nccl) and C(all_reduce) - NCCL is new enough, and adds up right over all GPUs. When that hangs, fails or adds up
+    wrong, it is tried again with C(NCCL_P2P_DISABLE=1), and the message says whether that helps.
+  - Of a divided GPU (MIG) each part is checked.
   - A check that hangs is ended after its time limit, told, and the others go on.
   - What runs on a GPU is left alone. The test of memory takes only what is free then, and the message says so.
   - A check that fails is a result, not a failure of the module. So is a machine without a GPU.
@@ -62,7 +63,9 @@ options:
     type: int
     default: 300
   environment:
-    description: Variables for the checks, as the server has them (C(NCCL_P2P_DISABLE), for example).
+    description:
+      - Variables for the checks. They win over those that the model server's unit sets for NCCL (C(NCCL_P2P_DISABLE),
+        for example) and CUDA's libraries, which the checks have, too.
     type: dict
     default: {}
 seealso:
@@ -100,8 +103,8 @@ notes:
   sample: []
 checks:
   description:
-    - One entry for each check, with C(check), C(gpu) where it is about one, C(result) (C(passed), C(failed) or
-      C(skipped)), C(figure) and C(message) for people, and C(figures) as measured.
+    - One entry for each check, with C(check), C(gpu) where it is about one, C(part) of a divided one, C(result)
+      (C(passed), C(failed) or C(skipped)), C(figure) and C(message) for people, and C(figures) as measured.
   returned: when the checks ran
   type: list
   elements: dict
@@ -126,6 +129,7 @@ seconds:
 
 import inspect
 import os
+import re
 import sys
 import tempfile
 import time
@@ -136,25 +140,52 @@ from ansible_collections.phoenix.hypervisor.plugins.module_utils import (
     gpu_info,
     gpu_runner,
     gpu_worker,
+    server_switch,
 )
 
 # All that a process of the checks finds in its environment, beside what is declared.
 _KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR")
+# NVML counts in this order, CUDA by itself in that of speed.
+_ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+# What the model server runs with; its choice of GPUs isn't taken over, since all that are assigned are checked.
+UNIT = "/etc/systemd/system/vllm_model_server.service"
+_SERVERS = re.compile(r"NCCL_\w+|LD_LIBRARY_PATH|CUDA_HOME|CUDA_DEVICE_ORDER")
 
 
-def environment_of(declared: dict, around: dict) -> dict:
-    """The environment of the checks: as a service has it, with what is declared, and NCCL's and CUDA's variables."""
+def environment_of(declared: dict, around: dict, server: dict) -> dict:
+    """The environment of the checks: as a service has it, with what is declared, and NCCL's and CUDA's variables.
+
+    :param server: of the model server, C({}) where there is none
+    """
     kept = {name: value for name, value in around.items() if name in _KEPT or name.startswith(("NCCL_", "CUDA_"))}
-    return {**kept, **{str(name): str(value) for name, value in declared.items()}}
+    servers = {name: value for name, value in server.items() if _SERVERS.fullmatch(name)}
+    return {**_ORDER, **kept, **servers, **{str(name): str(value) for name, value in declared.items()}}
+
+
+def servers_environment(path: str) -> dict:
+    """The variables that the model server's unit sets, C({}) where there is no unit."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return server_switch.environment(file.read())
+    except OSError:
+        return {}
+
+
+def environment_notes(declared: dict, server: dict) -> list[str]:
+    """What of the model server's settings for NCCL the checks have, a sentence."""
+    taken = [f"{name}={value}" for name, value in sorted(server.items())
+             if name.startswith("NCCL_") and name not in declared]  # fmt: skip
+    return [f"NCCL runs with {', '.join(taken)}, as the model server does."] if taken else []
 
 
 def run_checks(info: dict, python: str, limits: gpu_checks.Limits, seconds: dict, environment: dict) -> list[dict]:
     """Run all checks of a machine that has GPUs. Gives what the module returns of each."""
     command = [python, "-I", "-c", inspect.getsource(gpu_worker)]
     gpus = [gpu for gpu in info["gpus"] if not gpu["problem"]]
-    found = gpu_runner.run_each(command, gpu_checks.wishes(gpus, limits), seconds, environment)
+    devices = gpu_checks.devices(gpus)
+    found = gpu_runner.run_each(command, gpu_checks.wishes(devices, limits), seconds, environment)
     checks = gpu_checks.judge_driver(info, limits)
-    for gpu, one in zip(gpus, found):
+    for gpu, one in zip(devices, found):
         checks += gpu_checks.judge_gpu(gpu, one, limits)
     version = next((one["torch_"]["nccl"] for one in found if "nccl" in one.get("torch_", {})), "")
     if not all("sum" in one.get("torch_", {}) for one in found):
@@ -168,8 +199,10 @@ def run_checks(info: dict, python: str, limits: gpu_checks.Limits, seconds: dict
             return gpu_runner.run(command, wishes, seconds, {**environment, **more})
 
     sums = add_up()
-    troubled = any({"hung", "died", "ended", "error"} & set(one.get("all_reduce", {"died": 0})) for one in sums)
-    again = add_up(NCCL_P2P_DISABLE="1") if troubled and "NCCL_P2P_DISABLE" not in environment else []
+    # Copies that an IOMMU lets arrive wrong hang, or add up to something else.
+    again = []
+    if gpu_checks.sum_problem(sums) and environment.get("NCCL_P2P_DISABLE", "0") == "0":
+        again = add_up(NCCL_P2P_DISABLE="1")
     return checks + gpu_checks.judge_together(info, sums, again, version, limits)
 
 
@@ -198,7 +231,8 @@ def main() -> None:
             module.fail_json(msg=f"{name}: {params[name]!r} is no version; write one such as 12.8")
     # Also where there is no release yet it can be told whether there is a GPU.
     info = gpu_info.result(gpu_info.look(module.run_command, [params["python"], sys.executable]))
-    notes = gpu_checks.notes(info["gpus"])
+    server = servers_environment(UNIT)
+    notes = [*gpu_checks.notes(info["gpus"]), *environment_notes(params["environment"], server)]
     if module.check_mode:
         said = "The checks are not run in check mode"
         module.exit_json(changed=False, skipped=True, msg=said, info=info, notes=notes)
@@ -210,7 +244,7 @@ def main() -> None:
         checks = gpu_checks.judge_driver(info, limits) + gpu_checks.without_python(params["python"])
     else:
         seconds = {"": params["timeout"], gpu_runner.FIRST: params["start_timeout"]}
-        environment = environment_of(params["environment"], dict(os.environ))
+        environment = environment_of(params["environment"], dict(os.environ), server)
         checks = run_checks(info, params["python"], limits, seconds, environment)
     module.exit_json(
         changed=False,

@@ -61,7 +61,7 @@ environment:
   description: The variables that a server needs for it.
   returned: success
   type: dict
-  sample: {NCCL_P2P_DISABLE: "1"}
+  sample: {NCCL_P2P_DISABLE: "1", VLLM_SKIP_P2P_CHECK: "0"}
 gpus:
   description: The node's GPUs.
   returned: success

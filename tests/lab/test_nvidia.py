@@ -367,7 +367,7 @@ def test_the_gpus_of_a_node_are_looked_at(tmp_path):
         )
     (tmp_path / "proc/cmdline").write_text("quiet intel_iommu=on\n")
     found = lab.call("nvidia_peer_info", gpus=[0, 1], root=str(tmp_path))
-    assert found["environment"] == {"NCCL_P2P_DISABLE": "1"}
+    assert found["environment"] == {"NCCL_P2P_DISABLE": "1", "VLLM_SKIP_P2P_CHECK": "0"}
     assert "command line: intel_iommu=on" in found["reasons"][0]
     assert found["gpus"][1]["bridges"] == ["0000:00:01.1"]
     for group in (0, 1):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -108,6 +109,38 @@ def test_a_divided_gpu_adds_up_nothing():
     parts = [gpu(mig=True, memory_free_mib=None), gpu(1)]
     assert gpu_checks.together(parts, "/x", 10) == []
     assert "MIG" in message(gpu_checks.judge_together(info(*parts), [], [], "2.28.9", Limits()), "all_reduce")
+
+
+def part(number: int, used: int = 100) -> dict:
+    return {"index": number, "name": "MIG 1g.24gb", "uuid": f"MIG-{number}", "memory_total_mib": 24000,
+            "memory_used_mib": used}  # fmt: skip
+
+
+def test_each_part_of_a_divided_gpu_is_checked():
+    divided = gpu(mig=True, memory_total_mib=None, memory_used_mib=None, memory_free_mib=None,
+                  mig_devices=[part(0), part(2, 23500)])  # fmt: skip
+    devices = gpu_checks.devices([divided, gpu(1, uuid="GPU-1")])
+    wishes = gpu_checks.wishes(devices, Limits())
+    assert [(wish["gpu"], wish["visible"], len(wish["checks"])) for wish in wishes] == [
+        (0, "MIG-0", 3), (0, "MIG-2", 0), (0, "GPU-1", 3),
+    ]  # fmt: skip
+    checks = [check for device in devices for check in gpu_checks.judge_gpu(device, ALL, Limits())]
+    lines = gpu_checks.table(checks)
+    assert any(line.startswith("memory (GPU 0, part 0)  passed") for line in lines)
+    assert any(line.startswith("memory (GPU 0, part 2)  skipped") and "Only 500 MiB" in line for line in lines)
+    assert any(line.startswith("memory (GPU 1)") for line in lines)
+
+
+def test_whole_gpus_are_counted_as_nvml_counts_them():
+    devices = gpu_checks.devices([gpu(0, uuid="GPU-0"), gpu(1, uuid="GPU-1")])
+    assert [(wish["gpu"], wish["visible"]) for wish in gpu_checks.wishes(devices, Limits())] == [(0, ""), (1, "")]
+
+
+def test_a_divided_gpu_without_parts_is_told_of():
+    divided = gpu(mig=True)
+    assert gpu_checks.devices([divided]) == []
+    said = message(gpu_checks.judge_driver(info(divided), Limits()), "gpus")
+    assert said.startswith("GPU 0 is divided (MIG), and no part of it is here: make parts on the node")
 
 
 # --- what figures mean ----------------------------------------------------------------------------------------------
@@ -325,7 +358,17 @@ def test_options_that_make_no_sense(run_main, options, words):
     assert words in run_main(gpu_check, **options)["msg"]
 
 
-def test_the_module_tries_without_p2p_what_failed(monkeypatch):
+@pytest.mark.parametrize(
+    ("how", "environment", "helps"),
+    [
+        ("sys.exit(9)", {}, True),
+        ("wrong = [1024]", {}, True),
+        ("wrong = [1024]", {"NCCL_P2P_DISABLE": "0"}, True),
+        # It was without already.
+        ("wrong = [1024]", {"NCCL_P2P_DISABLE": "1"}, None),
+    ],
+)
+def test_the_module_tries_without_p2p_what_failed(monkeypatch, how, environment, helps):
     """A worker that adds up right only without peer-to-peer."""
     source = """
 import json, os, sys
@@ -335,26 +378,62 @@ say(check="torch_", **{"torch": "2.13.0", "cuda": "13.0", "nccl": "2.28.9", "sum
 for name in wish["checks"]:
     say(check=name, begin=True)
     if name == "all_reduce":
-        if os.environ.get("NCCL_P2P_DISABLE") != "1": sys.exit(9)
-        say(check=name, world=2, wrong_sizes=[], bus_gb_per_s={"1024": 1.0})
+        wrong = []
+        if os.environ.get("NCCL_P2P_DISABLE") != "1": HOW
+        say(check=name, world=2, wrong_sizes=wrong, bus_gb_per_s={"1024": 1.0})
     elif name == "memory":
         say(check=name, free_mib=15000, total_mib=16311, taken_mib=13312, free_after_mib=15000, wrong_blocks=0)
     else:
         say(check=name, error_relative=0.001, tflops=100.0, wrong_codes=0)
 """
-    monkeypatch.setattr(gpu_check.inspect, "getsource", lambda _module: source)
+    monkeypatch.setattr(gpu_check.inspect, "getsource", lambda _module: source.replace("HOW", how))
     # In isolated mode a "-c" program sees its words as any other does.
-    checks = gpu_check.run_checks(info(gpu(), gpu(1)), sys.executable, Limits(), {"": 30, "torch_": 30}, {})
-    assert results(checks)["matrix"] == "passed" and results(checks)["all_reduce"] == "failed"
-    assert "With NCCL_P2P_DISABLE=1 it works" in message(checks, "all_reduce")
+    checks = gpu_check.run_checks(info(gpu(), gpu(1)), sys.executable, Limits(), {"": 30, "torch_": 30}, environment)
+    assert results(checks)["matrix"] == "passed"
+    assert results(checks)["all_reduce"] == ("failed" if helps else "passed")
+    assert ("With NCCL_P2P_DISABLE=1 it works" in message(checks, "all_reduce")) == bool(helps)
 
 
 def test_the_checks_have_a_services_environment():
     around = {"PATH": "/bin", "SECRET": "x", "NCCL_NVLS_ENABLE": "0", "CUDA_VISIBLE_DEVICES": "1", "HOME": "/root"}
-    assert gpu_check.environment_of({"LD_LIBRARY_PATH": "/usr/local/cuda/lib64", "N": 1}, around) == {
+    assert gpu_check.environment_of({"LD_LIBRARY_PATH": "/usr/local/cuda/lib64", "N": 1}, around, {}) == {
         "PATH": "/bin", "HOME": "/root", "NCCL_NVLS_ENABLE": "0", "CUDA_VISIBLE_DEVICES": "1",
-        "LD_LIBRARY_PATH": "/usr/local/cuda/lib64", "N": "1",
+        "LD_LIBRARY_PATH": "/usr/local/cuda/lib64", "N": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     }  # fmt: skip
+
+
+def test_the_checks_have_what_the_model_server_has_for_nccl(tmp_path):
+    """The role nvidia may have switched peer-to-peer off; then that is what has to work."""
+    unit = tmp_path / "unit"
+    assert gpu_check.servers_environment(str(unit)) == {}
+    unit.write_text(
+        '[Service]\nEnvironment="NCCL_P2P_DISABLE=1"\nEnvironment="CUDA_VISIBLE_DEVICES=0"\nEnvironment="HF_HOME=/x"\n'
+        'Environment="CUDA_HOME=/usr/local/cuda-13.0"\n'
+    )
+    server = gpu_check.servers_environment(str(unit))
+    assert gpu_check.environment_of({}, {"CUDA_DEVICE_ORDER": "FASTEST_FIRST"}, server) == {
+        "NCCL_P2P_DISABLE": "1", "CUDA_HOME": "/usr/local/cuda-13.0", "CUDA_DEVICE_ORDER": "FASTEST_FIRST",
+    }  # fmt: skip
+    assert gpu_check.environment_of({"NCCL_P2P_DISABLE": 0}, {}, server)["NCCL_P2P_DISABLE"] == "0"
+    assert gpu_check.environment_notes({}, server) == ["NCCL runs with NCCL_P2P_DISABLE=1, as the model server does."]
+    assert gpu_check.environment_notes({"NCCL_P2P_DISABLE": 0}, server) == []
+
+
+def test_a_part_is_made_visible_before_pytorch_looks(monkeypatch):
+    seen = []
+
+    class Torch:
+        __version__ = "2.13.0"
+        version = type("version", (), {"cuda": "13.0"})
+
+        def __getattr__(self, name):
+            seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
+            return type("cuda", (), {"is_available": staticmethod(lambda: False)})
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    monkeypatch.setitem(sys.modules, "torch", Torch())
+    assert "sees no GPU" in gpu_worker.Checks({"gpu": 0, "visible": "MIG-1", "checks": []}).torch_()["error"]
+    assert set(seen) == {"MIG-1"}
 
 
 def test_the_worker_needs_nothing_but_pytorch():

@@ -173,6 +173,17 @@ def test_a_gpu_that_is_lost_beside_one_that_works():
     assert found["peer_to_peer"] == []
 
 
+def test_a_gpu_that_the_container_was_not_given_is_none_of_its_own():
+    """NVML counts all of the node's, and may open those that have a device node here."""
+    package = Nvml({"handle": 4}, gpu(1), peers={})
+    found = read(package, devices=["/dev/nvidia1"])
+    assert found["available"]
+    assert [(one["index"], one["device"]) for one in found["gpus"]] == [(1, "/dev/nvidia1")]
+    # One that has a node here and can't be opened is told of.
+    found = read(package, devices=["/dev/nvidia0", "/dev/nvidia1"])
+    assert [bool(one["problem"]) for one in found["gpus"]] == [True, False]
+
+
 def test_a_gpu_of_a_generation_to_come():
     assert read(Nvml(gpu(0, Architecture=11, CudaComputeCapability=(13, 0))))["gpus"][0]["architecture"] == ""
     # A package that is older than the GPU.
@@ -286,6 +297,16 @@ def test_look_tells_of_nvml_that_hangs(tmp_path):
     program = _python(tmp_path, PACKAGE)
     there = gpu_info.look(lambda argv: (124, "", ""), [program], str(tmp_path))
     assert "no answer within 60 s" in there.said["error"]["text"]
+
+
+def test_look_finds_the_library_that_the_role_installs(tmp_path):
+    """It is what programs get, whatever else lies about."""
+    for folder, version in (("opt/nvidia/driver/lib", "580.95.05"), ("usr/lib/x86_64-linux-gnu", "570.124.06")):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / f"libnvidia-ml.so.{version}").touch()
+        (tmp_path / folder / "libnvidia-ml.so.1").symlink_to(f"libnvidia-ml.so.{version}")
+    there = gpu_info.look(_run, [], str(tmp_path))
+    assert gpu_info.result(there)["library_version"] == "580.95.05"
 
 
 @pytest.mark.parametrize(
