@@ -4,7 +4,8 @@
 """Draws the result of a benchmark, as PNG and SVG.
 
 Each figure has a panel, each load a place in it, each run a point, and the median a line through its points. Points
-rather than bars: with runs as few as these the points are the spread. What is compared is drawn in percent of what it
+rather than bars: with runs as few as these the points are the spread, which also stands above them in numbers, since a
+load that is small beside another one lies flat. What is compared is drawn in percent of what it
 is compared with, since a difference of some percent can't be seen beside a load that is thirty times as large; the
 medians stand beside it.
 
@@ -29,6 +30,8 @@ PANELS = {
 }
 # Blue, orange and gray differ for everybody, in print, too.
 NOW, ACCEPTED, OFF, LIMIT = "#0b62a4", "#777777", "#d95f02", "#b00020"
+# As many loads are drawn with the panels beside each other.
+_BESIDE = 4
 NOT_THERE = (
     "There is no plot, because matplotlib is not installed here: pip install matplotlib (requirements-dev.txt has a "
     "version that works). All figures are in the JSON."
@@ -66,7 +69,7 @@ def draw(
     except ImportError:
         raise Missing(NOT_THERE) from None
     loads = [row["load"] for row in result["summary"]]
-    now = ("a run; the line is the median", NOW, "o", _values(result))
+    now = ("a run; the line is the median, in numbers with the least and the most", NOW, "o", _values(result))
     rows = [(f"{result['repeats']} runs of each load", [now], False, {})]
     if accepted is not None:
         then = (f"accepted, {accepted['date']}", ACCEPTED, "s", _values(accepted))
@@ -76,17 +79,20 @@ def draw(
         off, on = (_arm(sampler["comparison"], name) for name in ("off", "on"))
         heading = f"FlashInfer sampler on and off in turns, {sampler['rounds']} rounds"
         rows.append((heading, [("sampler off", OFF, "s", off), ("sampler on", NOW, "o", on)], True, {}))
-    width = max(10.5, 1.25 * len(PANELS) * len(loads))
+    # Beside each other, or one below the other: a picture that is wider than a screen can't be read.
+    columns = len(PANELS) if len(loads) <= _BESIDE else 1
+    lines = -(-len(PANELS) // columns)
+    width = max(10.5, 1.25 * columns * len(loads))
     # Text stays text, so that the SVG can be searched and is small; the same result gives the same file.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "benchmark", "font.size": 9,
                                 "axes.spines.top": False, "axes.spines.right": False}):  # fmt: skip
-        figure = Figure(figsize=(width, 0.9 + 3.4 * len(rows)), layout="constrained")
+        figure = Figure(figsize=(width, 0.9 + 3.4 * len(rows) * lines), layout="constrained")
         figure.get_layout_engine().set(h_pad=0.08, w_pad=0.1)
         figure.suptitle(_title(result, int(width * 12)), x=0.01, ha="left", fontsize=10)
         parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
         for (heading, series, relative, bounds), part in zip(rows, parts):
             part.suptitle(heading, x=0.01, ha="left", fontsize=9.5, fontweight="bold")
-            axes = part.subplots(1, len(PANELS), squeeze=False)[0]
+            axes = part.subplots(lines, columns, squeeze=False).ravel()
             for name, panel in zip(PANELS, axes):
                 _panel(panel, name, loads, series, relative)
                 if name in bounds:
@@ -156,8 +162,8 @@ def _panel(
             axes.plot(xs, scaled, marker, color=color, markersize=4, alpha=0.7, markeredgewidth=0)
             edges = [place + middle - 0.17, place + middle + 0.17]
             axes.plot(edges, [benchmark.median(scaled)] * 2, color=color, linewidth=2)
-            axes.annotate(benchmark.number(benchmark.median(values)), (place + middle, max(scaled)), (0, 5),
-                          ha="center", textcoords="offset points", fontsize=7.5, color=color,
+            axes.annotate(_said(values, relative), (place + middle, max(scaled)), (0, 5), ha="center",
+                          textcoords="offset points", fontsize=7.5, color=color, linespacing=1.15,
                           bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.85})  # fmt: skip
             shown += scaled
         axes.plot([], [], marker=marker, markersize=4, linewidth=2, color=color, label=label)
@@ -173,12 +179,18 @@ def _panel(
         axes.axhline(100, color="#555555", linewidth=0.8, zorder=0)
     else:
         # From 0 on, so that lengths can be compared; with room for the numbers above.
-        axes.set_ylim(0, max(shown, default=0) * 1.15 or 1)
+        axes.set_ylim(0, max(shown, default=0) * 1.22 or 1)
         axes.set_ylabel(unit, fontsize=8)
     axes.yaxis.set_major_formatter(lambda value, _place: f"{value:,.0f}" if abs(value) >= 1000 else f"{value:g}")
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(length=0, labelsize=8)
+
+
+def _said(values: Sequence[float], relative: bool) -> str:
+    """Return a median in numbers and, where the points can't show it, what it is the median of."""
+    least, median, most = (benchmark.number(value) for value in (min(values), benchmark.median(values), max(values)))
+    return median if relative or least == most else f"{median}\n{least} to {most}"
 
 
 def _bound(axes: Any, name: str, limit: float) -> None:

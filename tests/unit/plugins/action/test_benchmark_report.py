@@ -9,6 +9,7 @@ import builtins
 import errno
 import json
 import re
+import struct
 from types import SimpleNamespace
 
 import pytest
@@ -228,4 +229,15 @@ def test_few_and_many_loads_can_be_drawn(loads):
     runs = [{"load": load, "round": 1, "prompts": 8, "seed": 1, "figures": dict.fromkeys(benchmark.FIGURES, 10.0)}
             for load in range(loads)]  # fmt: skip
     made = benchmark.make_result({"runs": runs, "loads": given, "sampling": {}, "seed": 1}, SERVER, {}, "now")
-    assert f"{given[-1]['streams']} stream" in benchmark_plot.draw(made)["svg"].decode()
+    pictures = benchmark_plot.draw(made)
+    assert f"{given[-1]['streams']} stream" in pictures["svg"].decode()
+    # One that a screen has to make smaller can't be read.
+    assert struct.unpack(">I", pictures["png"][16:20])[0] < 2000
+
+
+@pytest.mark.parametrize(
+    ("values", "relative", "said"),
+    [([396, 398.4, 397], False, "397\n396 to 398"), ([2.5, 2.5], False, "2.50"), ([396, 398, 397], True, "397")],
+)
+def test_what_is_said_of_some_runs(values, relative, said):
+    assert benchmark_plot._said(values, relative) == said
