@@ -98,10 +98,29 @@ def redirects(config: bytes) -> list[str] | None:
     return []
 
 
-def has_nvlink(text: str) -> bool:
-    """Return whether every GPU in what C(nvidia-smi nvlink --status) printed has a link that is up."""
-    gpus = re.split(r"^GPU \d+:", text, flags=re.MULTILINE)[1:]
-    return bool(gpus) and all(re.search(r"Link \d+: [0-9.]+ GB/s", gpu) for gpu in gpus)
+def linked(topology: str, numbers: str, addresses: Sequence[str]) -> bool:
+    """Return whether each of some GPUs has NVLink to each other one of them.
+
+    Args:
+        topology: what C(nvidia-smi topo -m) printed.
+        numbers: what C(nvidia-smi --query-gpu=index,pci.bus_id --format=csv,noheader) printed.
+        addresses: their PCI addresses.
+    """
+    # Its addresses have eight digits for the domain.
+    pairs = re.findall(r"^(\d+), *[0-9A-Fa-f]*([0-9A-Fa-f]{4}:\S+)", numbers, re.MULTILINE)
+    known = {address.lower(): int(number) for number, address in pairs}
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", topology)
+    # The GPUs come first in a line, in their order; what else there is comes after them.
+    rows = {int(number): cells.split() for number, cells in re.findall(r"^\s*GPU(\d+)\s+(\S.*)$", plain, re.MULTILINE)}
+    places = {known.get(address.lower()) for address in addresses}
+    if len(places) < 2 or None in places:
+        return False
+    return all(
+        re.fullmatch(r"NV\d+", "".join(rows.get(one, ())[other : other + 1]))
+        for one in places
+        for other in places
+        if one != other
+    )
 
 
 def translates(cmdline: str) -> str:

@@ -125,8 +125,11 @@ def main() -> None:
     nvlink = False
     program = module.get_bin_path("nvidia-smi")
     if len(set(wanted)) > 1 and not root and program:
-        rc, stdout, _stderr = module.run_command([program, "nvlink", "--status"])
-        nvlink = rc == 0 and nvidia_peer.has_nvlink(stdout)
+        said = [
+            module.run_command([program, *words])[1]
+            for words in (["topo", "-m"], ["--query-gpu=index,pci.bus_id", "--format=csv,noheader"])
+        ]
+        nvlink = nvidia_peer.linked(*said, [gpus[number].address for number in set(wanted) if number in gpus])
     verdict = nvidia_peer.judge(
         wanted, gpus, places, acs, nvlink, read(f"{root}/proc/cmdline"), module.params["setting"]
     )

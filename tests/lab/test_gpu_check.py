@@ -108,12 +108,15 @@ def test_what_hangs_is_told_and_a_server_is_left_alone(site):
     site.inside(f"cat >/opt/fake/pynvml.py <<'END'\n{NVML}END")
     python = "/opt/vllm-releases/fake-111111111111/bin/python"
     site.inside(f"cat >{python} <<'END'\n{PYTHON}END\nchmod 0755 {python}")
+    unit = "/etc/systemd/system/vllm_model_server.service"
+    site.inside(f"printf '[Service]\\nEnvironment=\"NCCL_P2P_DISABLE=1\"\\n' >{unit}")
     said = site.check(code=2, gpu_check_timeout=5, container_gpus=[0, 1])
+    assert "NCCL runs with NCCL_P2P_DISABLE=1, as the model server does." in said
     assert "GPU 0 is used by python (pid 812, 12288 MiB): it is left alone." in said
     assert "fp8 (GPU 0): FP8 arithmetic did not end within 5 s and was ended." in said
     assert "2 are assigned (gpu_assignment), and 1 is here" in said
     result = site.results()[-1]
-    assert len(site.results()) == 2 and len(result["failures"]) == 2 and len(result["notes"]) == 1
+    assert len(site.results()) == 2 and len(result["failures"]) == 2 and len(result["notes"]) == 2
     found = {check["check"]: check["result"] for check in result["checks"]}
     assert found == {"driver": "passed", "gpus": "failed", "toolkit": "skipped", "cuda": "passed", "memory": "passed",
                      "matrix": "passed", "fp8": "failed", "nccl": "passed", "all_reduce": "passed"}  # fmt: skip

@@ -127,6 +127,20 @@ def test_a_second_run_changes_nothing(node):
     assert node.site.main_pid() == pid
 
 
+def test_between_an_upgrade_and_the_reboot_everything_stays(node):
+    """The node has the next driver's libraries already, and its kernel not yet."""
+    pid = node.site.main_pid()
+    nvidia_site.node_root(node.root, V)
+    nvidia_site.kernel(node.root, OLD)
+    try:
+        said = node.run()
+    finally:
+        nvidia_site.node_root(node.root, OLD)
+    assert f"the node's kernel still has driver {OLD}" in said and "load the new driver (reboot the node)" in said
+    assert "changed=0" in said
+    assert (node.driver().split()[1], node.site.main_pid()) == (OLD, pid)
+
+
 def test_after_an_upgrade_of_the_node_one_run_brings_all_to_it(node):
     """Fault 12: nvidia-smi is there, so the driver counts as installed, and every CUDA call fails."""
     pid = node.site.main_pid()

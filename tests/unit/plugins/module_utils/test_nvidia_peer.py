@@ -92,16 +92,33 @@ def test_what_the_kernel_was_told(cmdline, said):
     assert peer.translates(cmdline) == said
 
 
+# As nvidia-smi prints it: underlined, and with tabs that are not under those of the first line. A pair that is linked,
+# and a card beside it.
+TOPOLOGY = (
+    "\t\x1b[4mGPU0\tGPU1\tGPU2\tNIC0\tCPU Affinity\tNUMA Affinity\tGPU NUMA ID\x1b[0m\n"
+    "GPU0\t X \tNV4\tSYS\tNODE\t0-15\t0\t\tN/A\nGPU1\tNV4\t X \tSYS\tNODE\t0-15\t0\t\tN/A\n"
+    "GPU2\tSYS\tSYS\t X \tPIX\t\t1\t\tN/A\nNIC0\tNODE\tNODE\tPIX\t X \n\nLegend:\n\n  X    = Self\n"
+)
+NUMBERS = "0, 00000000:01:00.0\n1, 00000000:C1:00.0\n2, 00000000:41:00.0\n"
+
+
 @pytest.mark.parametrize(
-    ("text", "linked"),
+    ("addresses", "found"),
     [
-        ("GPU 0: H100 (UUID)\n\t Link 0: 26.562 GB/s\nGPU 1: H100\n\t Link 0: 26.562 GB/s\n", True),
-        ("GPU 0: H100 (UUID)\n\t Link 0: 26.562 GB/s\nGPU 1: H100\n\t Link 0: <inactive>\n", False),
-        ("GPU 0: RTX\nGPU 1: RTX\n", False), ("", False),
+        (["0000:01:00.0", "0000:c1:00.0"], True), (["0000:c1:00.0", "0000:01:00.0"], True),
+        (["0000:01:00.0", "0000:41:00.0"], False), (["0000:01:00.0", "0000:c1:00.0", "0000:41:00.0"], False),
+        # One that nvidia-smi doesn't tell of.
+        (["0000:01:00.0", "0000:02:00.0"], False), (["0000:01:00.0"], False), ([], False),
     ],
 )  # fmt: skip
-def test_nvlink(text, linked):
-    assert peer.has_nvlink(text) == linked
+def test_which_are_linked_by_nvlink(addresses, found):
+    assert peer.linked(TOPOLOGY, NUMBERS, addresses) == found
+
+
+def test_nothing_is_linked_where_nvidia_smi_says_nothing():
+    assert not peer.linked("", NUMBERS, ["0000:01:00.0", "0000:c1:00.0"])
+    assert not peer.linked(TOPOLOGY, "", ["0000:01:00.0", "0000:c1:00.0"])
+    assert not peer.linked("GPU0\t X\n", NUMBERS, ["0000:01:00.0", "0000:c1:00.0"])
 
 
 @pytest.mark.parametrize(
