@@ -152,13 +152,13 @@ UNIT = "/etc/systemd/system/vllm_model_server.service"
 _SERVERS = re.compile(r"NCCL_\w+|LD_LIBRARY_PATH|CUDA_HOME|CUDA_DEVICE_ORDER")
 
 
-def environment_of(declared: dict, around: dict, server: dict) -> dict:
+def environment_of(declared: dict, around: dict, server: dict | None = None) -> dict:
     """The environment of the checks: as a service has it, with what is declared, and NCCL's and CUDA's variables.
 
-    :param server: of the model server, C({}) where there is none
+    :param server: of the model server, where there is one
     """
     kept = {name: value for name, value in around.items() if name in _KEPT or name.startswith(("NCCL_", "CUDA_"))}
-    servers = {name: value for name, value in server.items() if _SERVERS.fullmatch(name)}
+    servers = {name: value for name, value in (server or {}).items() if _SERVERS.fullmatch(name)}
     return {**_ORDER, **kept, **servers, **{str(name): str(value) for name, value in declared.items()}}
 
 

@@ -399,7 +399,7 @@ for name in wish["checks"]:
 
 def test_the_checks_have_a_services_environment():
     around = {"PATH": "/bin", "SECRET": "x", "NCCL_NVLS_ENABLE": "0", "CUDA_VISIBLE_DEVICES": "1", "HOME": "/root"}
-    assert gpu_check.environment_of({"LD_LIBRARY_PATH": "/usr/local/cuda/lib64", "N": 1}, around, {}) == {
+    assert gpu_check.environment_of({"LD_LIBRARY_PATH": "/usr/local/cuda/lib64", "N": 1}, around) == {
         "PATH": "/bin", "HOME": "/root", "NCCL_NVLS_ENABLE": "0", "CUDA_VISIBLE_DEVICES": "1",
         "LD_LIBRARY_PATH": "/usr/local/cuda/lib64", "N": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     }  # fmt: skip
