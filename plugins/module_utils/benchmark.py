@@ -426,6 +426,22 @@ def client_variables(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if _SHARED.fullmatch(name) and not secret.search(name)}
 
 
+# What a server's speed depends on, besides its engine config: how its GPUs are counted and talk to each other is as
+# much of it as what vLLM itself is told.
+_TOLD = re.compile(r"(?:VLLM|NCCL|CUDA|TORCH|PYTORCH|TORCHINDUCTOR|TRITON|FLASHINFER|OMP)_\w+|LD_LIBRARY_PATH")
+
+
+def told_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of a server's unit that belong in its result, no secret among them.
+
+    Args:
+        environment: what the unit sets.
+    """
+    # A number of tokens is no secret.
+    secret = re.compile(r"(?:TOKEN|KEY|SECRET|PASSWORD)$", re.I)
+    return {name: value for name, value in environment.items() if _TOLD.fullmatch(name) and not secret.search(name)}
+
+
 def server_url(probe: Mapping[str, Any]) -> str:
     """Return the URL of a server, by how its state says that it is asked."""
     tls = probe.get("tls")

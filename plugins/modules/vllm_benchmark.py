@@ -288,7 +288,7 @@ class Benchmark:
             "processor": benchmark.processor_in(read("/proc/cpuinfo")), "cores": len(os.sched_getaffinity(0)),
         }  # fmt: skip
         versions = {key: str(record.get(key) or "") for key in ("vllm", "torch", "cuda", "flashinfer", "python")}
-        told = {key: value for key, value in server_switch.environment(target.unit).items() if key.startswith("VLLM_")}
+        told = benchmark.told_variables(server_switch.environment(target.unit))
         return {
             "hardware": hardware, "gpus": gpus, "driver": gpus[0]["driver"] if gpus else "", "model": name,
             "model_path": path, "revision": revision, "served_name": target.model, "release": target.release_name,

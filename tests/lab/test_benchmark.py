@@ -15,6 +15,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import nvidia_site
 import pytest
 import yaml
 from lab_modules import pct, require_lab, wait_until
@@ -138,6 +139,33 @@ def test_the_sampler_on_and_off_and_the_server_as_it_was(site):
     assert site.history() == history
     assert site.inside(f"grep PHOENIX_DIGEST /etc/systemd/system/{UNIT}") == digest
     assert "changed=0" in site.run()
+
+
+@pytest.mark.full
+def test_the_sampler_of_a_server_with_nvidia_s_settings(site):
+    """What the role nvidia gives the server is in the declared one, too; else there was nothing to be compared."""
+    root = site.folder / "node"
+    nvidia_site.node_root(root, "580.95.05")
+    nvidia = {"nvidia_version_file": str(root / "proc/driver/nvidia/version"), "nvidia_node_root": str(root),
+              "nvidia_store": str(site.folder / "store"), "nvidia_stack": "", "nvidia_gpus": []}  # fmt: skip
+    play = site.folder / "nvidia.yml"
+    roles = [{"ansible.builtin.include_role": {"name": f"phoenix.hypervisor.{name}"}}
+             for name in ("nvidia", "vllm_model_server")]  # fmt: skip
+    play.write_text(yaml.safe_dump([{"hosts": "phoenix_containers", "gather_facts": False, "tasks": roles}]))
+    before = dict(site.variables)
+    try:
+        site.variables.update(nvidia)
+        site.run(playbook=str(play))
+        site.variables["phoenix_features"] = ["nvidia"]
+        site.measure(benchmark_sampler=True, benchmark_sampler_rounds=1, benchmark_accept=True)
+        sampler = site.latest()["sampler"]
+        assert "problem" not in sampler and sampler["rounds"] == 1
+        assert site.inside(f"grep -c PHOENIX_NVIDIA_DRIVER=580.95.05 /etc/systemd/system/{UNIT}") == "1"
+        assert "changed=0" in site.run(playbook=str(play))
+    finally:
+        site.variables.clear()
+        site.variables.update(before)
+        site.run()
 
 
 def test_other_loads_are_not_compared(site):

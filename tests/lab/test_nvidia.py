@@ -445,6 +445,22 @@ def test_site_yml_brings_it_into_a_container(family):
 
 
 @pytest.mark.full
+def test_an_application_alone_has_what_a_whole_run_gives_it(family):
+    """With --tags application the features are left out; the server's environment must not be another one for that."""
+    shows = family.folder / "shows/tasks"
+    shows.mkdir(parents=True)
+    found = "{{ (nvidia_environments | default({}))['573'] | default('nothing') }}"
+    (shows / "main.yml").write_text(f'- ansible.builtin.debug: {{msg: "has {found}"}}\n')
+    family.declare(_573={"application_script": "x.sh"})
+    nvidia_site.node_root(family.root, V)
+    roles = ("-e", json.dumps({"phoenix_application_roles": {"x.sh": str(family.folder / "shows")}}))
+    whole = re.findall(r"has \{[^\n]*", family.run(*roles))
+    assert len(whole) == 1 and "PHOENIX_NVIDIA_DRIVER" in whole[0] and V in whole[0], whole
+    said = family.run("--tags", "application", *roles)
+    assert re.findall(r"has \{[^\n]*", said) == whole and "changed=0" in said
+
+
+@pytest.mark.full
 def test_of_two_that_serve_the_same_one_goes_on(family):
     """After an upgrade: one after the other; and when the first one fails, the second one isn't touched."""
     serves = {"application_script": "x.sh", "vllm_engine_config": {"ModelConfig": {"model": "org/same"}}}

@@ -397,6 +397,13 @@ def test_the_client_has_of_the_server_s_environment_what_it_needs_and_no_secret(
     assert benchmark.client_variables({**kept, **gone}) == kept
 
 
+def test_what_a_servers_speed_depends_on_is_told_and_no_secret():
+    told = {"VLLM_LOGGING_LEVEL": "DEBUG", "NCCL_P2P_DISABLE": "1", "CUDA_VISIBLE_DEVICES": "1",
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "LD_LIBRARY_PATH": "/x", "VLLM_MAX_TOKENS_PER_EXPERT": "9"}  # fmt: skip
+    gone = {"VLLM_API_KEY": "a", "HF_TOKEN": "b", "PHOENIX_DIGEST": "c", "HOME": "/root"}
+    assert benchmark.told_variables({**told, **gone}) == told
+
+
 @pytest.mark.parametrize(("probe", "url"), [
     ({"host": "127.0.0.1", "port": 8000, "tls": False}, "http://127.0.0.1:8000"),
     ({"host": "127.0.0.1", "port": 8000}, "http://127.0.0.1:8000"),
