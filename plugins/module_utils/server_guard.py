@@ -44,6 +44,9 @@ import threading
 import time
 from typing import NamedTuple
 
+# Where this program is in a container, and the words that take over a renewed certificate there.
+PROGRAM = "/usr/local/libexec/vllm_model_server/guard.py"
+RENEWED = ("/usr/bin/python3", "-I", PROGRAM, "renewed", "vllm_model_server.service", "/var/lib/vllm_model_server")
 # A server that begins to load changes its GPU's memory every few seconds; a process that was killed gives it back
 # within some.
 EVERY, LIMIT = 3.0, 120.0

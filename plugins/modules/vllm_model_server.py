@@ -355,8 +355,7 @@ from ansible_collections.phoenix.hypervisor.plugins.module_utils.server_guard im
 from ansible_collections.phoenix.hypervisor.plugins.module_utils.server_plan import Seen, StateError, Target, UnitError
 
 UNIT_FOLDER = "/etc/systemd/system"
-GUARD = "/usr/local/libexec/vllm_model_server/guard.py"
-SHARES = os.path.join(os.path.dirname(GUARD), server_guard.SHARES)
+SHARES = os.path.join(os.path.dirname(server_guard.PROGRAM), server_guard.SHARES)
 FETCH = "/usr/local/libexec/vllm_model_server/fetch.py"
 CACHE = "/var/cache/vllm"
 # The group reads the engine config, nobody else: an API key may be in it. Secrets are read by systemd, which is root.
@@ -542,7 +541,9 @@ class Server:
         if not declared:
             return declared
         try:
-            texts = [declared[part].replace(server_plan.GUARD_WORD, GUARD) for part in ("service", "timer")]
+            texts = [
+                declared[part].replace(server_plan.GUARD_WORD, server_guard.PROGRAM) for part in ("service", "timer")
+            ]
         except (KeyError, AttributeError):
             self.module.fail_json(msg="watchdog must have the texts of two units, service and timer, or be empty.")
         return dict(zip(server_plan.watchdog_names(self.name), texts))
@@ -580,7 +581,8 @@ class Server:
         before = []
         if added:
             tls.update(user=self.user, drain=parameters["stop_timeout"], ready=parameters["ready_timeout"])
-            before = ["/usr/bin/python3", "-I", GUARD, "certificate", tls["certificate"], tls["key"], self.user]
+            files = tls["certificate"], tls["key"]
+            before = ["/usr/bin/python3", "-I", server_guard.PROGRAM, "certificate", *files, self.user]
         model, others = engine_args.split_model(arguments)
         # A model that was fetched ahead is a link to its revision. The unit names the folder itself, so that another
         # revision is a change, and the former state still has its own.
@@ -619,7 +621,7 @@ class Server:
                     "ExecStartPre=+" + " ".join(map(engine_args.unit_word, before)) if before else ""
                 ),
                 server_plan.CACHE_WORD: server_plan.quoted(cache),
-                server_plan.GUARD_WORD: GUARD,
+                server_plan.GUARD_WORD: server_guard.PROGRAM,
             },
         )
         host, port = engine_args.address(arguments)
@@ -727,7 +729,7 @@ class Server:
             ),
             files_right=all(is_like(*file) for file in self.files(target, group)) and self.is_named(target),
             unit=unit,
-            guard=is_like(GUARD, inspect.getsource(server_guard), 0o755, 0) and self.shares_are_right(),
+            guard=is_like(server_guard.PROGRAM, inspect.getsource(server_guard), 0o755, 0) and self.shares_are_right(),
             cache=self.cache_is_right(target.cache),
             link=os.path.realpath(self.link) if os.path.islink(self.link) else "",
             properties=properties,
@@ -903,8 +905,8 @@ class Server:
 
     def do_guard(self, target):
         """Write the program that runs before and after the server."""
-        os.makedirs(os.path.dirname(GUARD), mode=0o755, exist_ok=True)
-        write(GUARD, inspect.getsource(server_guard), 0o755)
+        os.makedirs(os.path.dirname(server_guard.PROGRAM), mode=0o755, exist_ok=True)
+        write(server_guard.PROGRAM, inspect.getsource(server_guard), 0o755)
         shares = self.module.params["shares_before"]
         if shares:
             write(SHARES, json.dumps(shares) + "\n", 0o644)
