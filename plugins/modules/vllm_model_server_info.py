@@ -44,16 +44,11 @@ options:
     description: Seconds to wait for the one token.
     type: int
     default: 10
+extends_documentation_fragment:
+  - phoenix.hypervisor.look
 attributes:
   check_mode:
     description: Only reads, and asks for one token.
-    support: full
-  diff_mode:
-    description: Changes nothing.
-    support: N/A
-  idempotence:
-    description: Changes nothing.
-    support: full
 seealso:
   - module: phoenix.hypervisor.vllm_model_server
   - module: phoenix.hypervisor.status_report
