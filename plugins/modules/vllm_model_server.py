@@ -329,13 +329,11 @@ again:
 import contextlib
 import glob
 import grp
-import http.client
 import inspect
 import json
 import os
 import pwd
 import socket
-import ssl
 import stat
 import tempfile
 import time
@@ -1061,34 +1059,6 @@ class Server:
             if not (isinstance(tls, dict) and tls.get("file") == path):
                 os.unlink(path)
 
-    def ask(self, probe, timeout):
-        """Ask the server. Return (its answer's text or None, what is in the way, what is wrong with its certificate).
-
-        Raises:
-            ServerError: the server says that the request is wrong, so that waiting would not help.
-        """
-        port, path = probe["port"], probe["path"]
-        try:
-            status, content = server_guard.request(probe, "POST", path, json.dumps(probe["body"]), timeout)
-        except (ssl.SSLCertVerificationError, CertificateError) as error:
-            # It may be asked all the same: by its own address, where nobody else can listen.
-            wrong = server_guard.distrust(error, probe, min(timeout, server_guard.LOOK))
-            return (*self.ask({**probe, "tls": True}, timeout)[:2], wrong)
-        except (OSError, http.client.HTTPException) as error:
-            return None, f"it does not answer on port {port} ({error.__class__.__name__})", ""
-        if 400 <= status < 500 and status != 429:
-            raise ServerError(
-                f"The model server answers on port {port}, but refuses {path}: HTTP {status}, "
-                f"{content[:300].decode('utf-8', 'replace')}"
-            )
-        if status != 200:
-            return None, f"it answered {path} with HTTP {status}", ""
-        try:
-            answer = json.loads(content)
-            return (answer["choices"][0]["text"] if "choices" in answer else "(an embedding)"), "", ""
-        except (ValueError, LookupError, TypeError):
-            return None, f"its answer to {path} is none of vLLM's", ""
-
     def journal(self, invocation="", count=JOURNAL_LINES, systemd=True, name=""):
         """Return the journal's last lines of one run of the server, of the newest one by default.
 
@@ -1268,12 +1238,13 @@ class Run:
         if server.running_digest(now) == target.digest:
             waiting["invocation"] = now.get("InvocationID", "")
             probe = {**target.probe, "port": server.beside_port()} if beside else target.probe
-            try:
-                text, self.last_answer, waiting["distrust"] = server.ask(probe, min(ANSWER_TIMEOUT, max(1.0, left)))
-            except ServerError as error:
-                self.failed(target, str(error))
-            if text is not None:
-                return self.take_over(target) if beside else self.answered(target, text)
+            answer = server_guard.ask(probe, min(ANSWER_TIMEOUT, max(1.0, left)), short=False)
+            self.last_answer, waiting["distrust"] = answer.words, answer.distrust
+            if answer.kind == "refusal" and not answer.distrust:
+                # Waiting would not help.
+                self.failed(target, f"The model server was started; {answer.words}, {answer.text}")
+            if answer.kind != "silence":
+                return self.take_over(target) if beside else self.answered(target, answer.text)
         if left <= 0:
             self.failed(target, *self.too_late(self.last_answer))
 
