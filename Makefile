@@ -66,7 +66,7 @@ test-awx: $(DEV) ## AWX as code on a stand-in for its API, the execution environ
 # the lab itself) is in the first one only.
 lab-tests = $(foreach name,$(1),$(wildcard tests/lab/test_$(name).py))
 SERVERS := $(call lab-tests,benchmark* certificate* gpu_check model_* two* verify watchdog)
-OTHERS := $(call lab-tests,adopt awx connection declaration docs models nvidia refuse status vllm* waves)
+OTHERS := $(call lab-tests,adopt awx* connection declaration docs models nvidia refuse status vllm* waves)
 NODE := lab/tests $(filter-out $(SERVERS) $(OTHERS),$(wildcard tests/lab/test_*.py))
 test-lab: $(DEV) lab-up ## The modules, the connection, the roles and the lab itself, on real containers
 	@tools/step "lab tests" tools/side_by_side $(foreach files,NODE SERVERS OTHERS,'python -m pytest -m "lab and not full" $($(files))')
