@@ -12,7 +12,7 @@ from typing import Any
 
 from ansible_collections.phoenix.hypervisor.plugins.module_utils import engine_args, server_guard, server_plan
 from ansible_collections.phoenix.hypervisor.plugins.module_utils.server_plan import Target, UnitError
-from ansible_collections.phoenix.hypervisor.plugins.module_utils.server_states import read_json, read_text
+from ansible_collections.phoenix.hypervisor.plugins.module_utils.text_file import read_json, read_text
 
 CACHE = "/var/cache/vllm"
 

@@ -31,10 +31,9 @@ from ansible_collections.phoenix.hypervisor.plugins.module_utils import (
 )
 from ansible_collections.phoenix.hypervisor.plugins.module_utils.server_guard import CertificateError
 from ansible_collections.phoenix.hypervisor.plugins.module_utils.server_plan import Seen, StateError, Target
-from ansible_collections.phoenix.hypervisor.plugins.module_utils.server_states import (
-    States,
+from ansible_collections.phoenix.hypervisor.plugins.module_utils.server_states import States, now_text
+from ansible_collections.phoenix.hypervisor.plugins.module_utils.text_file import (
     is_like,
-    now_text,
     point,
     read_json,
     read_text,

@@ -1,7 +1,7 @@
 # Copyright (c) 2026 The Phoenix Hypervisor team
 # GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The states of the model server that were kept, and files of root's that are there whole or not at all."""
+"""The states of the model server that were kept: files that only root reads."""
 
 from __future__ import annotations
 
@@ -9,60 +9,12 @@ import contextlib
 import glob
 import json
 import os
-import stat
-import tempfile
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from ansible_collections.phoenix.hypervisor.plugins.module_utils.server_plan import StateError, Target, kept
-
-
-def read_text(path: str) -> str | None:
-    """Return a file's text, None when there is no such file."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except FileNotFoundError:
-        return None
-
-
-def read_json(path: str, default: Any) -> Any:
-    """Return what a JSON file of ours has, a default when it isn't there or is damaged."""
-    try:
-        return json.loads(read_text(path) or "")
-    except ValueError:
-        return default
-
-
-def write(path: str, text: str, mode: int, group: int = 0) -> None:
-    """Write a file of root's in one step, so that it is there whole or not at all, even after a power cut."""
-    folder = os.path.dirname(path)
-    # mkstemp makes it 0600, so the text is never readable for more than it should be.
-    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".phoenix-")
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-        os.fchown(file.fileno(), 0, group)
-        os.fchmod(file.fileno(), mode)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def point(path: str, target: str) -> None:
-    """Make a path a link in one step, whether it was one before or not."""
-    temporary = f"{path}.phoenix-{os.getpid()}"
-    os.symlink(target, temporary)
-    os.replace(temporary, path)
-
-
-def is_like(path: str, text: str, mode: int, group: int) -> bool:
-    """Return whether a file of root's has this text, mode and group."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return False
-    return (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (0, group, mode) and read_text(path) == text
+from ansible_collections.phoenix.hypervisor.plugins.module_utils.text_file import is_like, read_json, read_text, write
 
 
 def now_text() -> str:

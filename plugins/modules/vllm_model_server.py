@@ -342,11 +342,7 @@ from ansible_collections.phoenix.hypervisor.plugins.module_utils.engine_args imp
 from ansible_collections.phoenix.hypervisor.plugins.module_utils.server_guard import CertificateError
 from ansible_collections.phoenix.hypervisor.plugins.module_utils.server_inside import Server, ServerError
 from ansible_collections.phoenix.hypervisor.plugins.module_utils.server_plan import StateError, UnitError
-from ansible_collections.phoenix.hypervisor.plugins.module_utils.server_states import (
-    point,
-    read_text,
-    write,
-)
+from ansible_collections.phoenix.hypervisor.plugins.module_utils.text_file import point, read_text, write
 
 # A loaded server answers a short question in well under a second; one that is busy may need its time.
 ANSWER_TIMEOUT = 120

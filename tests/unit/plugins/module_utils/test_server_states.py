@@ -7,15 +7,8 @@ import json
 import os
 
 import pytest
-from ansible_collections.phoenix.hypervisor.plugins.module_utils import server_states
 from ansible_collections.phoenix.hypervisor.plugins.module_utils.server_plan import StateError, Target
 from ansible_collections.phoenix.hypervisor.plugins.module_utils.server_states import States
-
-
-@pytest.fixture(autouse=True)
-def _no_root(monkeypatch):
-    """Who runs this need not be root, and gives files to nobody."""
-    monkeypatch.setattr(server_states.os, "fchown", lambda descriptor, user, group: None)
 
 
 @pytest.fixture
@@ -80,15 +73,3 @@ def test_what_was_gone_back_to_is_recorded(states):
     states.record({"from": "b", "to": "a"})
     with open(os.path.join(states.folder, "rollbacks.jsonl")) as file:
         assert [json.loads(line)["to"] for line in file] == ["b", "a"]
-
-
-def test_a_link_is_pointed_elsewhere_in_one_step(tmp_path):
-    for target in ("a", "b"):
-        server_states.point(str(tmp_path / "link"), target)
-    assert os.readlink(tmp_path / "link") == "b" and os.listdir(tmp_path) == ["link"]
-
-
-def test_a_damaged_file_has_the_default(tmp_path):
-    assert server_states.read_json(str(tmp_path / "none"), [1]) == [1]
-    (tmp_path / "x").write_text("{")
-    assert server_states.read_json(str(tmp_path / "x"), {}) == {}
