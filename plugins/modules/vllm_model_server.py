@@ -791,14 +791,14 @@ def hide(module, secrets):
 
 def declared(module, server):
     """Return the state that is declared. From here on its secrets are shown nowhere."""
-    # no_log hides the engine config from the journal. In what is said here only the secrets are hidden, not each word
-    # and number that the config happens to have.
-    module.no_log_values.clear()
-    return server_declared.declared(
-        module.params,
-        lambda: server.states.salt(create=not module.check_mode),
-        lambda secrets: hide(module, secrets),
-    )
+
+    def only(secrets):
+        # no_log hides the engine config from the journal. In what is said here only the secrets are hidden, not each
+        # word and number that the config happens to have.
+        module.no_log_values.clear()
+        hide(module, secrets)
+
+    return server_declared.declared(module.params, lambda: server.states.salt(create=not module.check_mode), only)
 
 
 def converge(module):
