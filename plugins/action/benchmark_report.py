@@ -10,53 +10,46 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
-from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.phoenix.hypervisor.plugins.module_utils import benchmark, benchmark_client
-from ansible_collections.phoenix.hypervisor.plugins.plugin_utils import benchmark_plot
+from ansible_collections.phoenix.hypervisor.plugins.plugin_utils import benchmark_plot, reports
 
 display = Display()
 
 ACCEPTED = "accepted.json"
 
 
-class ActionModule(ActionBase):
+class ActionModule(reports.Report):
     """C(plugins/modules/benchmark_report.py) has the documentation."""
 
-    TRANSFERS_FILES = False
-    _requires_connection = False
-    _supports_check_mode = True
+    OPTIONS: Mapping[str, Any] = {
+        "folder": {"type": "path", "required": True},
+        "host": {"type": "str", "required": True},
+        "ctid": {"type": "int", "default": 0},
+        "node": {"type": "str", "default": ""},
+        "measured": {"type": "dict", "default": {}},
+        "server": {"type": "dict", "default": {}},
+        "sampler": {"type": "dict", "default": {}},
+        "limits": {"type": "dict", "default": {}},
+        "accept": {"type": "bool", "default": False},
+        "plot": {"type": "bool", "default": True},
+    }
 
-    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Run the task."""
-        result = super().run(tmp, task_vars)
-        _nothing, options = self.validate_argument_spec(
-            argument_spec={
-                "folder": {"type": "path", "required": True},
-                "host": {"type": "str", "required": True},
-                "ctid": {"type": "int", "default": 0},
-                "node": {"type": "str", "default": ""},
-                "measured": {"type": "dict", "default": {}},
-                "server": {"type": "dict", "default": {}},
-                "sampler": {"type": "dict", "default": {}},
-                "limits": {"type": "dict", "default": {}},
-                "accept": {"type": "bool", "default": False},
-                "plot": {"type": "bool", "default": True},
-            }
-        )
-        options = _plain(options)
-        check_mode = bool(self._task.check_mode)
+    def report(self, options: dict[str, Any], hostvars: Mapping[str, Any], now: datetime.datetime) -> dict[str, Any]:
+        """Make and show it. Return what the task returns."""
+        options = reports.plain(options)
         try:
             limits = benchmark.checked_limits(options["limits"])
             accepted = load(options["folder"])
-            if not options["measured"]:
-                if not check_mode:
-                    probe(options["folder"])
-                return {**result, "changed": False, "accepted": bool(accepted), "files": []}
-            return {**result, **self.report(options, limits, accepted, check_mode)}
+            if options["measured"]:
+                return self.compare(options, limits, accepted, now)
+            if not self.check_mode:
+                probe(options["folder"])
+            return {"accepted": bool(accepted), "files": []}
         except (benchmark.ResultError, benchmark_client.BenchmarkError) as error:
             raise AnsibleActionFail(str(error)) from None
         except OSError as error:
@@ -65,13 +58,13 @@ class ActionModule(ActionBase):
                 "give it to this user, or name another folder (benchmark_folder)."
             ) from None
 
-    def report(
-        self, options: Mapping[str, Any], limits: Mapping[str, float], accepted: dict[str, Any] | None, check_mode: bool
-    ) -> dict[str, Any]:
+    def compare(
+        self, options: Mapping[str, Any], limits: Mapping[str, float], accepted: dict[str, Any] | None,
+        now: datetime.datetime,
+    ) -> dict[str, Any]:  # fmt: skip
         """Compare, show and keep a result."""
-        now = datetime.datetime.now(datetime.timezone.utc)
         where = {name: options[name] for name in ("host", "ctid", "node")}
-        made = benchmark.make_result(options["measured"], options["server"], where, now.strftime("%Y-%m-%dT%H:%M:%SZ"))
+        made = benchmark.make_result(options["measured"], options["server"], where, reports.moment(now))
         if options["sampler"]:
             made["sampler"] = sampler_of(options["sampler"], made["loads"], made["sampling"])
         outcome = benchmark.verdict(made, accepted, limits, options["accept"])
@@ -80,33 +73,34 @@ class ActionModule(ActionBase):
         # All figures are seen also where they can't be kept.
         display.display(text)
         files: list[str] = []
-        if not check_mode:
+        if not self.check_mode:
             stem = now.strftime("%Y%m%dT%H%M%SZ")
-            files = self.keep(options, made, text, stem, accepted if outcome["comparable"] else None)
+            files = self.keep_result(options, made, text, stem, accepted if outcome["comparable"] else None)
             display.display(f"The result is in {' and '.join(files)}.")
         return {
-            "changed": False, "result": made, "verdict": outcome, "table": text, "files": files,
+            "result": made, "verdict": outcome, "table": text, "files": files,
             "accepted": bool(accepted) or outcome["accepted"],
             "accepted_digest": (accepted or {}).get("digest", ""),
         }  # fmt: skip
 
-    def keep(
+    def keep_result(
         self, options: Mapping[str, Any], made: dict[str, Any], text: str, stem: str, accepted: dict[str, Any] | None
     ) -> list[str]:
         """Write the result, the table, the plot; and the result once more when it is the accepted one."""
         folder = options["folder"]
         os.makedirs(folder, exist_ok=True)
         content = json.dumps(made, indent=1, ensure_ascii=False) + "\n"
-        files = [write(folder, f"{stem}.json", content.encode()), write(folder, f"{stem}.txt", f"{text}\n".encode())]
+        write = partial(reports.write_file, folder)
+        files = [write(f"{stem}.json", content.encode()), write(f"{stem}.txt", f"{text}\n".encode())]
         if options["plot"]:
             try:
                 pictures = benchmark_plot.draw(made, accepted, made["verdict"]["limits"])
-                files += [write(folder, f"{stem}.{form}", picture) for form, picture in pictures.items()]
+                files += [write(f"{stem}.{form}", picture) for form, picture in pictures.items()]
             except benchmark_plot.Missing as error:
                 display.warning(str(error))
         # Last: what is accepted is kept whole.
         if made["verdict"]["accepted"]:
-            files.append(write(folder, ACCEPTED, content.encode()))
+            files.append(write(ACCEPTED, content.encode()))
         return files
 
 
@@ -140,21 +134,6 @@ def probe(folder: str) -> None:
         os.fsync(file.fileno())
 
 
-def write(folder: str, name: str, content: bytes) -> str:
-    """Write a file in one step. Return its path."""
-    path = os.path.join(folder, name)
-    temporary = f"{path}.new"
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-        os.replace(temporary, path)
-    except OSError:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-        raise
-    return path
-
-
 def sampler_of(sampler: Mapping[str, Any], loads: list[Any], sampling: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the comparison of the sampler on and off came to, for the result.
 
@@ -180,12 +159,3 @@ def sampler_of(sampler: Mapping[str, Any], loads: list[Any], sampling: Mapping[s
     told = benchmark.sampler_verdict(rows, rounds, used, benchmark_client.reaches_sampler(sampling))
     digests = {name: sampler[name][0]["server"].get("digest", "") for name in ("on", "off")}
     return {"rounds": rounds, "used": used, "digests": digests, "comparison": rows, "verdict": told, "runs": runs}
-
-
-def _plain(value: Any) -> Any:
-    """Plain lists, dictionaries and text: ansible-core has types of its own for what comes from variables."""
-    if isinstance(value, dict):
-        return {str(key): _plain(member) for key, member in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(member) for member in value]
-    return str(value) if isinstance(value, str) else value

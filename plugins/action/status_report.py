@@ -10,10 +10,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.phoenix.hypervisor.plugins.module_utils import engine_args, status
-from ansible_collections.phoenix.hypervisor.plugins.plugin_utils import report_files
+from ansible_collections.phoenix.hypervisor.plugins.plugin_utils import reports
 
 try:
     from cryptography import x509
@@ -23,49 +22,31 @@ except ImportError:  # ansible-core needs it, so a machine without it is a stran
 display = Display()
 
 
-class ActionModule(ActionBase):
+class ActionModule(reports.Report):
     """C(plugins/modules/status_report.py) has the documentation."""
 
-    TRANSFERS_FILES = False
-    _requires_connection = False
-    _supports_check_mode = True
+    OPTIONS: Mapping[str, Any] = {
+        **reports.OF_HOSTS,
+        "format": {"type": "str", "choices": ["table", "json"], "default": "table"},
+    }
 
-    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Run the task."""
-        result = super().run(tmp, task_vars)
-        _nothing, options = self.validate_argument_spec(
-            argument_spec={
-                "hosts": {"type": "list", "elements": "str", "required": True},
-                "folder": {"type": "path", "default": ""},
-                "format": {"type": "str", "choices": ["table", "json"], "default": "table"},
-            }
-        )
-        hostvars = (task_vars or {})["hostvars"]
-        now = datetime.datetime.now(datetime.timezone.utc)
+    def report(self, options: dict[str, Any], hostvars: Mapping[str, Any], now: datetime.datetime) -> dict[str, Any]:
+        """Make and show it. Return what the task returns."""
         hosts = {host: hostvars[host] for host in options["hosts"]}
         nodes = _nodes(hosts)
         rows = [
             status.row(
                 _declared(host, variables), nodes.get(str(variables.get("phoenix_node", "")), {}),
-                with_days(report_files.plain(variables.get("status_inside") or {}), now),
+                with_days(reports.plain(variables.get("status_inside") or {}), now),
             )
             for host, variables in hosts.items()
         ]  # fmt: skip
         known = [int(host[len("ctid_") :]) for host in hostvars if host.startswith("ctid_") and host[5:].isdigit()]
         undeclared = {name: status.undeclared(look.get("containers", []), known) for name, look in nodes.items()}
-        report = status.report_of(rows, undeclared, now.strftime("%Y-%m-%dT%H:%M:%SZ"))
+        report = status.report_of(rows, undeclared, reports.moment(now))
         text = status.text_of(report)
         display.display(text if options["format"] == "table" else json.dumps(report, indent=2, ensure_ascii=False))
-        files = []
-        if options["folder"] and not self._task.check_mode:
-            try:
-                files = report_files.write(options["folder"], "status", report, text)
-            except OSError as error:
-                display.warning(
-                    f"The table could not be written to {options['folder']}: {error.strerror}. It is above; "
-                    "status_report_folder names another folder."
-                )
-        return {**result, "changed": False, "report": report, "files": files}
+        return {"report": report, "files": self.keep(options["folder"], "status", report, text)}
 
 
 def with_days(inside: dict[str, Any], now: datetime.datetime) -> dict[str, Any]:
@@ -92,7 +73,7 @@ def _nodes(hosts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The look at each node, which one of its containers' hosts has as a variable."""
     found: dict[str, dict[str, Any]] = {}
     for variables in hosts.values():
-        look = report_files.plain(variables.get("status_node") or {})
+        look = reports.plain(variables.get("status_node") or {})
         if look and not look.get("skipped"):
             found[str(variables.get("phoenix_node", ""))] = look
     return found

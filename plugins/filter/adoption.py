@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import Any, Callable
 
 from ansible_collections.phoenix.hypervisor.plugins.module_utils import adoption
-from ansible_collections.phoenix.hypervisor.plugins.plugin_utils import report_files
+from ansible_collections.phoenix.hypervisor.plugins.plugin_utils import reports
 
 
 def adoption_told(node: dict[str, Any], host: str, ctid: int, inside: dict[str, Any]) -> dict[str, list[str]]:
     """What a person has to know and do about a container of the old scripts."""
-    node, inside = report_files.plain(node), report_files.plain(inside)
+    node, inside = reports.plain(node), reports.plain(inside)
     return adoption.told({"host": host, "ctid": int(ctid)}, node, inside if "steps" in inside else {})
 
 

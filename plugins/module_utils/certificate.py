@@ -15,14 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ansible_collections.phoenix.hypervisor.plugins.module_utils import certificate_renewal as renewal
+from ansible_collections.phoenix.hypervisor.plugins.module_utils import server_guard
 
 FOLDER = "/etc/phoenix-hypervisor/certificates"
 # The entry of the model server; its key is copied by the server's unit for the server's user, so it is root's here.
 MODEL_SERVER = "vllm_model_server"
-_GUARD = "/usr/local/libexec/vllm_model_server/guard.py"
-MODEL_SERVER_COMMAND = [
-    "/usr/bin/python3", "-I", _GUARD, "renewed", "vllm_model_server.service", "/var/lib/vllm_model_server",
-]  # fmt: skip
 SOURCES = ("step_ca", "files", "self_signed", "none")
 _SHELLS = ("sh", "bash", "dash", "zsh", "ash", "ksh")
 
@@ -151,7 +148,7 @@ def entries(
             "source_key": service.get("source_key") or "",
         }
         if is_server and not entry["command"]:
-            entry.update(command=list(MODEL_SERVER_COMMAND), only_if=_GUARD)
+            entry.update(command=list(server_guard.RENEWED), only_if=server_guard.PROGRAM)
         found.append(entry)
     _no_two(found)
     return found

@@ -16,6 +16,10 @@ _USAGE = re.compile(r"^(?:\S+: )?error: .*|.*: error: .*")
 _FOLLOWING = ("engine core initialization failed", "see root cause above", "workerproc initialization failed")
 
 
+# Lines of the journal in a message.
+SHOWN = 25
+
+
 class Failure(NamedTuple):
     """A well-known failure.
 
@@ -247,3 +251,29 @@ def known(lines: Sequence[str], result: str = "") -> Failure | None:
 def tail(lines: Sequence[str], count: int) -> list[str]:
     """Return the last lines that say something."""
     return [line.rstrip() for line in lines if line.strip()][-count:]
+
+
+def last_words(what: str, result: str, lines: Sequence[str], unit: str) -> tuple[str, dict[str, str]]:
+    """Return what is said of a server that ended, and the details of a result.
+
+    Args:
+        what: the beginning of the sentence.
+        result: what systemd says of it.
+        lines: of the journal, of this run of the server.
+        unit: the unit's name.
+    """
+    why, failure = cause(lines), known(lines, result)
+    message = f"{what} (systemd says {result or 'nothing'}). " + (f"{why}\n" if why else "\n")
+    message += (f"{failure.remedy}\n" if failure else "") + _shown(lines, unit)
+    return message, {"cause": why, "failure": failure.name if failure else "", "result": result}
+
+
+def too_late(what: str, lines: Sequence[str], unit: str) -> tuple[str, dict[str, str]]:
+    """Return the same of a server that took too long. The beginning is one or two whole sentences."""
+    failure = known(lines)
+    remedy = failure.remedy if failure else "A large model may need more time (vllm_model_server_ready_timeout)."
+    return f"{what}{remedy} {_shown(lines, unit)}", {"failure": failure.name if failure else "", "result": "timeout"}
+
+
+def _shown(lines: Sequence[str], unit: str) -> str:
+    return "\n".join([f"Its last lines (`journalctl -u {unit}` has all):", *tail(lines, SHOWN)])

@@ -44,6 +44,9 @@ import threading
 import time
 from typing import NamedTuple
 
+# Where this program is in a container, and the words that take over a renewed certificate there.
+PROGRAM = "/usr/local/libexec/vllm_model_server/guard.py"
+RENEWED = ("/usr/bin/python3", "-I", PROGRAM, "renewed", "vllm_model_server.service", "/var/lib/vllm_model_server")
 # A server that begins to load changes its GPU's memory every few seconds; a process that was killed gives it back
 # within some.
 EVERY, LIMIT = 3.0, 120.0
@@ -193,17 +196,21 @@ def ended(path):
 
 
 class Seen(NamedTuple):
-    """What came of a request for one token.
+    """What came of a request.
 
     Attributes:
         kind: C(answer); C(refusal), which is an answer of some sort; or C(silence).
         words: what was seen, for people.
         counters: how many tokens the server has counted until now, C(None) when it doesn't say.
+        text: what it answered; of a refusal the beginning.
+        distrust: what is wrong with its certificate, as `distrust` says it. Then it is a refusal of an answer.
     """
 
     kind: str
     words: str
     counters: float | None = None
+    text: str = ""
+    distrust: str = ""
 
 
 def read_json(path):
@@ -416,33 +423,43 @@ def request(probe, method, path, body, seconds):
         return response.status, response.read()
 
 
-def ask(probe, seconds):
-    """Ask the server for one token. Return what came of it."""
+def ask(probe, seconds, short=True):
+    """Ask the server. Return what came of it.
+
+    Args:
+        probe: how it is asked.
+        seconds: that its answer may take.
+        short: whether one token is enough.
+    """
     body = dict(probe["body"])
-    if "max_tokens" in body:
+    if short and "max_tokens" in body:
         body["max_tokens"] = 1
     where = f"port {probe['port']}"
     try:
         status, content = request(probe, "POST", probe["path"], json.dumps(body), seconds)
     except (ssl.SSLCertVerificationError, CertificateError) as error:
         # Whether it lives has nothing to do with that. Nobody but root's own server can listen there.
-        seen = ask({**probe, "tls": True}, seconds)
+        seen = ask({**probe, "tls": True}, seconds, short)
         if seen.kind == "answer":
-            words = distrust(error, probe, min(LOOK, seconds))
-            seen = Seen("refusal", f"its certificate {words}. Clients don't accept it; look why it was not renewed")
+            why = distrust(error, probe, min(LOOK, seconds))
+            words = f"its certificate {why}. Clients don't accept it; look why it was not renewed"
+            seen = seen._replace(kind="refusal", words=words, distrust=why)
         return seen
     except socket.timeout:
         return Seen("silence", f"no answer on {where}")
     except (OSError, http.client.HTTPException) as error:
         return Seen("silence", f"no answer on {where} ({error.__class__.__name__})")
     if 400 <= status < 500 and status != 429:
-        return Seen("refusal", f"it answers on {where}, but refuses {probe['path']}: HTTP {status}")
+        words = f"it answers on {where}, but refuses {probe['path']}: HTTP {status}"
+        return Seen("refusal", words, text=content[:300].decode("utf-8", "replace"))
     if status != 200:
         return Seen("silence", f"it answers {probe['path']} on {where} with HTTP {status}")
     try:
         answer = json.loads(content)
-        return Seen("answer", "") if {"choices", "data"} & set(answer) else Seen("silence", f"no token on {where}")
-    except (ValueError, TypeError):
+        if not {"choices", "data"} & set(answer):
+            return Seen("silence", f"no token on {where}")
+        return Seen("answer", "", text=answer["choices"][0]["text"] if "choices" in answer else "(an embedding)")
+    except (ValueError, LookupError, TypeError):
         return Seen("silence", f"its answer on {where} is none of vLLM's")
 
 

@@ -24,6 +24,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from ansible_collections.phoenix.hypervisor.plugins.module_utils import engine_args
 from ansible_collections.phoenix.hypervisor.plugins.module_utils.server_guard import own_file
 from ansible_collections.phoenix.hypervisor.plugins.module_utils.server_switch import Room, model_in
 
@@ -424,6 +425,31 @@ def plan(
     if seen.beside or (room and room.overlap):
         steps.append(Step("over", "end the server beside it"))
     return steps
+
+
+def diff(
+    target: Target, seen: Seen, steps: Iterable[Step], config_path: str, unit_path: str,
+    watchdog: Mapping[str, str] | None,
+) -> list[dict[str, str]]:  # fmt: skip
+    """Return what a run's diff shows: engine config without its secrets, unit, the watchdog's units, and the steps.
+
+    Args:
+        target: what the server should be.
+        seen: what there is.
+        steps: what is to be done.
+        config_path: what the engine config's file is called for people.
+        unit_path: the unit's file.
+        watchdog: as for `plan`.
+    """
+    # Those that go become empty.
+    after = {} if watchdog is None else {**dict.fromkeys(seen.watchdog, ""), **watchdog}
+    texts = [
+        (config_path, engine_args.hide(seen.config or ""), engine_args.hide(target.config)),
+        (unit_path, seen.unit or "", target.unit),
+        *((name, seen.watchdog.get(name, ""), text) for name, text in after.items()),
+    ]
+    shown = [{"before_header": name, "after_header": name, "before": old, "after": new} for name, old, new in texts]
+    return [*shown, {"prepared": "".join(f"{step.text}\n" for step in steps)}]
 
 
 def _meanwhile(room: Room | None, took: float) -> str:

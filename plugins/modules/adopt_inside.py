@@ -95,33 +95,15 @@ import glob
 import os
 import re
 import stat
-import tempfile
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.phoenix.hypervisor.plugins.module_utils import adoption
+from ansible_collections.phoenix.hypervisor.plugins.module_utils.text_file import read_text, write
 
 ENVIRONMENT = "/etc/environment"
 PROFILE = "/etc/profile.d/phoenix_adopted.sh"
 UNITS = "/etc/systemd/system"
 HUB = "/root/.cache/huggingface/hub"
-
-
-def read(path):
-    """Return a file's text, "" when there is none."""
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            return file.read()
-    except FileNotFoundError:
-        return ""
-
-
-def write(path, text, mode):
-    """Write a file in one step."""
-    descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".phoenix-")
-    with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
-        file.write(text)
-        os.fchmod(file.fileno(), mode)
-    os.replace(temporary, path)
 
 
 def version_in(folder):
@@ -156,7 +138,7 @@ def adopt(module):
     """Read, plan, and execute the plan unless only asked to tell it."""
     parameters = module.params
     unit_file = os.path.join(UNITS, parameters["name"])
-    unit, environment = read(unit_file), read(ENVIRONMENT)
+    unit, environment, profile = (read_text(path, "", "surrogateescape") for path in (unit_file, ENVIRONMENT, PROFILE))
     about = adoption.of_unit(unit) if unit else {}
     kept, moved = adoption.without_exports(environment)
     names = adoption.names_of(moved)
@@ -179,7 +161,7 @@ def adopt(module):
             write(os.path.join(parameters["keep_folder"], os.path.basename(path)), text, 0o600)
         if moved:
             # First where they are added: a run that ends in between leaves them in both files, not in none.
-            write(PROFILE, adoption.with_exports(read(PROFILE), moved), 0o644)
+            write(PROFILE, adoption.with_exports(profile, moved), 0o644)
             write(ENVIRONMENT, kept, stat.S_IMODE(os.stat(ENVIRONMENT).st_mode))
     active = module.run_command(["systemctl", "is-active", parameters["name"]])[1].strip() if unit else ""
     module.exit_json(

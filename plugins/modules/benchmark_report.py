@@ -19,16 +19,13 @@ description:
     as one of the accepted. Results of another hardware, model, load or sampling are not compared, and the report says
     why.
   - Runs on the control node, as an action plugin. It does not fail for what the result says.
+extends_documentation_fragment:
+  - phoenix.hypervisor.report
 attributes:
   check_mode:
     description: Compares and shows, and writes no file.
-    support: full
-  diff_mode:
-    description: There is nothing to compare.
-    support: none
   idempotence:
     description: Each result is a file of its own. It reports no change.
-    support: full
 options:
   folder:
     description:

@@ -20,16 +20,8 @@ options:
         than that left, its renewal fails.
     type: int
     default: 0
-attributes:
-  check_mode:
-    support: full
-    description: It only looks.
-  diff_mode:
-    support: N/A
-    description: It only looks.
-  idempotent:
-    support: full
-    description: It only looks.
+extends_documentation_fragment:
+  - phoenix.hypervisor.look
 """
 
 EXAMPLES = r"""

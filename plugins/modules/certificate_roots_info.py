@@ -35,16 +35,8 @@ options:
     description: Seconds that an answer may take.
     type: int
     default: 20
-attributes:
-  check_mode:
-    support: full
-    description: It only looks.
-  diff_mode:
-    support: N/A
-    description: It only looks.
-  idempotent:
-    support: full
-    description: It only looks.
+extends_documentation_fragment:
+  - phoenix.hypervisor.look
 """
 
 EXAMPLES = r"""

@@ -18,16 +18,8 @@ description:
     C(/opt/vllm/bin/python), the live release's, which has the package or vLLM's own copy of it; else the Python that
     this module runs on.
   - Needs no root. Asks for nothing that a GPU does, so it disturbs no server.
-attributes:
-  check_mode:
-    description: Only reads.
-    support: full
-  diff_mode:
-    description: Changes nothing.
-    support: N/A
-  idempotence:
-    description: Changes nothing.
-    support: full
+extends_documentation_fragment:
+  - phoenix.hypervisor.look
 options:
   python:
     description: The Python to ask NVML with, where the usual ones don't have its package.

@@ -59,21 +59,12 @@ reason:
 """
 
 import os
-import tempfile
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.phoenix.hypervisor.plugins.module_utils.text_file import read_text, write
 
 FOLDER = "/etc/systemd/system"
 BOOTED = "/run/systemd/system"
-
-
-def read(path: str) -> str:
-    """Return a file's text, C("") when there is none."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read()
-    except FileNotFoundError:
-        return ""
 
 
 def run(module: AnsibleModule, *words: str) -> None:
@@ -96,7 +87,7 @@ def converge(module: AnsibleModule) -> dict:
         return {"changed": False, "plan": [], "reason": "The node wasn't booted by systemd."}
     if not os.path.exists(module.params["modprobe"]):
         return {"changed": False, "plan": [], "reason": f"The node has no {module.params['modprobe']}."}
-    there = read(path)
+    there = read_text(path, "")
     enabled = os.path.lexists(f"{FOLDER}/multi-user.target.wants/{name}")
     active = module.run_command(["systemctl", "is-active", "--quiet", name])[0] == 0
     plan = []
@@ -108,11 +99,7 @@ def converge(module: AnsibleModule) -> dict:
         plan.append(f"start {name}")
     if plan and not module.check_mode:
         if there != wanted:
-            descriptor, temporary = tempfile.mkstemp(dir=FOLDER, prefix=".phoenix-")
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(wanted)
-                os.fchmod(file.fileno(), 0o644)
-            os.replace(temporary, path)
+            write(path, wanted)
             run(module, "daemon-reload")
         if not enabled:
             run(module, "enable", name)

@@ -13,16 +13,8 @@ description:
   - Looks at the node's IOMMU and at the PCIe bridges above GPUs, and says what NCCL should be told. An IOMMU that
     translates, and bridges that redirect (ACS), make copies between GPUs hang or arrive wrong, without an error.
   - Runs on the node. Only reads.
-attributes:
-  check_mode:
-    description: It only reads.
-    support: full
-  diff_mode:
-    description: It changes nothing.
-    support: none
-  idempotence:
-    description: It only reads.
-    support: full
+extends_documentation_fragment:
+  - phoenix.hypervisor.look
 options:
   gpus:
     description: Numbers of the container's GPUs.

@@ -12,17 +12,8 @@ author: The Phoenix Hypervisor team (@phoenix)
 description:
   - Reads conf files and C(/proc/net/unix) on the node; makes no C(pct) call. With O(api_host), asks the REST API.
 extends_documentation_fragment:
+  - phoenix.hypervisor.look
   - phoenix.hypervisor.api
-attributes:
-  check_mode:
-    description: Only reads.
-    support: full
-  diff_mode:
-    description: Changes nothing.
-    support: N/A
-  idempotence:
-    description: Changes nothing.
-    support: full
 options:
   vmids:
     description: CTIDs to look at, whether they exist or not. Left out, all containers of the node.

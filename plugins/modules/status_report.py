@@ -12,33 +12,14 @@ author:
   - The Phoenix Hypervisor team (@phoenix)
 description:
   - Shows what the tasks of C(playbooks/status.yml) found, a line for each container, and what there is to say about
-    some of them below. Writes it as text and as JSON into a folder.
+    some of them below. Writes it into a folder (C(status.json) and C(status.txt)).
   - Reads the variables C(status_node) (of M(phoenix.hypervisor.pct_container_info), on one host of each node) and
     C(status_inside) (of M(phoenix.hypervisor.vllm_model_server_info)) of the hosts.
   - Runs on the control node, as an action plugin. It does not fail for what it shows.
-attributes:
-  check_mode:
-    description: Shows the table, and writes no file.
-    support: full
-  diff_mode:
-    description: There is nothing to compare.
-    support: none
-  idempotence:
-    description: Each run writes its own report in the place of the last one's. It reports no change.
-    support: full
+extends_documentation_fragment:
+  - phoenix.hypervisor.report
+  - phoenix.hypervisor.report.hosts
 options:
-  hosts:
-    description: The hosts that are to be in the table, in this order.
-    type: list
-    elements: str
-    required: true
-  folder:
-    description:
-      - The folder on the control node that C(status.json) and C(status.txt) are written into. It is created. Relative
-        to the folder that Ansible was started in. No file is written when it is empty.
-      - A folder that can't be written is a warning.
-    type: path
-    default: ""
   format:
     description: What is shown on the screen.
     type: str

@@ -54,10 +54,10 @@ plan:
 """
 
 import os
-import tempfile
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.phoenix.hypervisor.plugins.module_utils import trusted_ca
+from ansible_collections.phoenix.hypervisor.plugins.module_utils.text_file import read_text, write
 from ansible_collections.phoenix.hypervisor.plugins.module_utils.trusted_ca import CertificateError
 
 LOCAL = "/usr/local/share/ca-certificates"
@@ -66,34 +66,15 @@ PIP = "/etc/pip.conf"
 UV = "/etc/uv/uv.toml"
 
 
-def read(path):
-    """Return a file's text, empty when there is no such file."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read()
-    except FileNotFoundError:
-        return ""
-
-
-def write(path, text):
-    """Write a file in one step, readable for everyone."""
-    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".phoenix-")
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-        os.fchmod(file.fileno(), 0o644)
-    os.replace(temporary, path)
-
-
 def certificates_in(folder):
     """Return file name → text of the certificates in a folder."""
     names = sorted(name for name in os.listdir(folder) if name.endswith(".crt")) if os.path.isdir(folder) else []
-    return {name: read(os.path.join(folder, name)) for name in names}
+    return {name: read_text(os.path.join(folder, name), "") for name in names}
 
 
 def missing_from_store(certificates):
     """Return whether one of the certificates isn't in the store: a run may have ended before the store was made."""
-    store = read(STORE)
+    store = read_text(STORE, "")
     return any(pem not in store for pem in certificates.values())
 
 
@@ -119,7 +100,7 @@ def converge(module, wanted):
     """Read, plan, and execute the plan unless only asked to tell it."""
     folder = os.path.join(LOCAL, module.params["folder"])
     seen = certificates_in(folder)
-    settings = {PIP: read(PIP), UV: read(UV)}
+    settings = {path: read_text(path, "", "surrogateescape") for path in (PIP, UV)}
     changed = {
         PIP: trusted_ca.set_ini(settings[PIP], "global", "cert", STORE),
         UV: trusted_ca.set_toml(settings[UV], "system-certs", "true", replaces=("native-tls",)),

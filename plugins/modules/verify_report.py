@@ -12,32 +12,12 @@ author:
   - The Phoenix Hypervisor team (@phoenix)
 description:
   - Reads what the role P(phoenix.hypervisor.verify#role) left in the fact C(verify_result) of each host, shows a table
-    of all checks and what failed in full, and writes both, as text and as JSON, into a folder.
+    of all checks and what failed in full, and writes both into a folder (C(verify.json) and C(verify.txt)).
   - A host without that fact is in the report as failed.
   - Runs on the control node, as an action plugin. It does not fail for what the report says.
-attributes:
-  check_mode:
-    description: Shows the report, and writes no file.
-    support: full
-  diff_mode:
-    description: There is nothing to compare.
-    support: none
-  idempotence:
-    description: Each run writes its own report in the place of the last one's. It reports no change.
-    support: full
-options:
-  hosts:
-    description: The hosts that are to be in the report, in this order.
-    type: list
-    elements: str
-    required: true
-  folder:
-    description:
-      - The folder on the control node that C(verify.json) and C(verify.txt) are written into. It is created. Relative
-        to the folder that Ansible was started in. No file is written when it is empty.
-      - A folder that can't be written is a warning.
-    type: path
-    default: ""
+extends_documentation_fragment:
+  - phoenix.hypervisor.report
+  - phoenix.hypervisor.report.hosts
 """
 
 EXAMPLES = r"""

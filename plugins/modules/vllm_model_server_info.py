@@ -44,16 +44,11 @@ options:
     description: Seconds to wait for the one token.
     type: int
     default: 10
+extends_documentation_fragment:
+  - phoenix.hypervisor.look
 attributes:
   check_mode:
     description: Only reads, and asks for one token.
-    support: full
-  diff_mode:
-    description: Changes nothing.
-    support: N/A
-  idempotence:
-    description: Changes nothing.
-    support: full
 seealso:
   - module: phoenix.hypervisor.vllm_model_server
   - module: phoenix.hypervisor.status_report
@@ -141,28 +136,20 @@ certificates:
 
 import contextlib
 import glob
-import json
 import os
 import re
 import time
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.phoenix.hypervisor.plugins.module_utils import engine_args, server_guard, server_plan
-from ansible_collections.phoenix.hypervisor.plugins.module_utils.server_plan import StateError, Target
+from ansible_collections.phoenix.hypervisor.plugins.module_utils.server_guard import read_text
+from ansible_collections.phoenix.hypervisor.plugins.module_utils.server_plan import StateError
+from ansible_collections.phoenix.hypervisor.plugins.module_utils.server_states import States
 
 PROPERTIES = (*server_plan.PROPERTIES, "FragmentPath")
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----\n.*?-----END CERTIFICATE-----\n?", re.S)
 # What the module of the server adds to the arguments by itself.
 _ADDED = re.compile(r"(no-)?(ssl-.*|enable-ssl-refresh|served-model-name)")
-
-
-def read_text(path):
-    """Return a file's text, "" when it can't be read."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return ""
 
 
 def properties(module, name):
@@ -231,9 +218,9 @@ def look(module):
         found["reason"] = f"the unit is {found['server']} (systemd says {seen.get('Result')}); see journalctl -u " \
             f"{parameters['name']}"  # fmt: skip
         return found
+    states = States(parameters["state_folder"])
     try:
-        path = os.path.join(parameters["state_folder"], "states", f"{digest}.json")
-        state = Target.from_json(read_text(path))
+        state = states.load(digest)
     except StateError:
         reason = f"{parameters['state_folder']} has no state {digest}: run site.yml"
         return {**found, "digest": digest, "reason": reason}
@@ -246,8 +233,7 @@ def look(module):
     found["ready"] = answer.kind == "answer"
     if not found["ready"]:
         found["reason"] = answer.words
-        good = [entry.get("digest") for entry in history(parameters["state_folder"])]
-        if digest not in good:
+        if digest not in [entry.get("digest") for entry in states.history]:
             found["server"] = "starting"
     if parameters["engine_config"]:
         try:
@@ -255,15 +241,6 @@ def look(module):
         except engine_args.EngineConfigError as error:
             found["differs"] = [f"the engine config can't be used: {error}"]
     return found
-
-
-def history(folder):
-    """Return the states whose server answered."""
-    try:
-        entries = json.loads(read_text(os.path.join(folder, "history.json")))
-    except ValueError:
-        return []
-    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
 
 
 def running_digest(pid):

@@ -15,7 +15,6 @@ matplotlib is needed for this alone; a run without it only makes no plot.
 from __future__ import annotations
 
 import io
-import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -204,15 +203,3 @@ def _bound(axes: Any, name: str, limit: float) -> None:
 def _tick(load: Mapping[str, int]) -> str:
     plural = "" if load["streams"] == 1 else "s"
     return f"{load['streams']} stream{plural}\n{load['input_tokens']} in\n{load['output_tokens']} out"
-
-
-def write(folder: str, stem: str, pictures: Mapping[str, bytes]) -> list[str]:
-    """Write the pictures, each in one step. Return the paths."""
-    written = []
-    for form, content in pictures.items():
-        path = os.path.join(folder, f"{stem}.{form}")
-        with open(f"{path}.new", "wb") as file:
-            file.write(content)
-        os.replace(f"{path}.new", path)
-        written.append(path)
-    return written

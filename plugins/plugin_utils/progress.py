@@ -5,14 +5,18 @@
 
 Such a module returns within a minute or so, and says with C(running: true) that there is more to wait for; it is then
 called again, with the options of C(again) besides its own. What it says in C(progress) is shown when it changes.
+
+ansible-core runs an action in a process of its own, which is not told when ansible-playbook is killed. It sees that it
+has another parent then, and asks no more.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
-from ansible.errors import AnsibleConnectionFailure
+from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
@@ -32,12 +36,19 @@ def follow(action: ActionBase, task_vars: dict[str, Any], **options: Any) -> dic
         action: the action plugin of the task.
         task_vars: the task's variables.
         options: of the module, besides those of the task.
+
+    Raises:
+        AnsibleConnectionFailure: the connection is lost, and stays so.
+        AnsibleError: ansible-playbook is gone.
     """
+    parent = os.getppid()
     own = {**action._task.args, **options}
     again: dict[str, Any] = {}
     shown, at, lost = "", -EVERY, 0
     changed = False
     while True:
+        if os.getppid() != parent:
+            raise AnsibleError("ansible-playbook has ended. The work inside goes on.")
         try:
             result = action._execute_module(module_args={**own, **again}, task_vars=task_vars)
             lost = 0

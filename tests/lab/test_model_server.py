@@ -51,7 +51,7 @@ def site(tmp_path_factory) -> Iterator[Site]:
     require_lab()
     site = Site(VMID, ADDRESS, tmp_path_factory.mktemp("site"))
     try:
-        site.create(("good", "other", "dies", "hangs", "slow"), (ONE, TWO, BROKEN))
+        site.create(("good", "other", "dies", "hangs", "slow-16"), (ONE, TWO, BROKEN))
         inside(f"touch /opt/vllm-releases/{BROKEN}/bin/broken")
         yield site
     finally:
@@ -168,9 +168,9 @@ def test_why_it_ended_is_kept(site):
 
 
 def test_progress_is_shown_while_it_loads(site):
-    said = site.run(**site.engine_config("slow"))
+    said = site.run(**site.engine_config("slow-16"))
     assert re.search(rf"\[ctid_{VMID}\] the model server is loading, for \d+ s: .*shards: \d+% Completed", said), said
-    assert "changed=1" in said and site.answer() == f"{ONE} slow None"
+    assert "changed=1" in said and site.answer() == f"{ONE} slow-16 None"
     assert "changed=1" in site.run(**site.engine_config("good", max_num_seqs=2))
 
 

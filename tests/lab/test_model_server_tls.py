@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from certificates import Authority, serial
+from certificates import serial
 from lab_modules import pct, require_lab, wait_until
 from model_site import KEY, PORT, UNIT
 from tls_site import FOLDER, PAIR, TlsSite
@@ -176,9 +176,6 @@ def test_verify_asks_over_tls_and_looks_at_the_renewal(site):
     found = checks(2, verify_certificate_name="other", verify_certificate_timer="")
     assert found["certificate"] == ("failed", "it is not for the name other") and "renewal" not in found
     assert found["completion"] == ("skipped", "not asked, see the certificate")
-    other = Authority(site.folder, "other")
-    found = checks(2, verify_ca_file=str(other.file))
-    assert found["certificate"] == ("failed", "it is from no CA that is in the site's CA")
     found = checks(2, certificate_ca_fingerprint=["ab" * 32])
     assert "and the declared one is abab" in found["certificate"][1]
 

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,8 +98,10 @@ def left(site: Site) -> str:
 
 
 def kill(process) -> None:
-    """Kill a run. Ansible's worker is in a session of its own, and may go on with its task."""
-    os.killpg(process.pid, signal.SIGKILL)
+    """Kill a run, with Ansible's worker, which is in a session of its own and would go on until its module returns."""
+    workers = subprocess.run(["pgrep", "-P", str(process.pid)], stdout=subprocess.PIPE, text=True, check=False).stdout
+    for pid in [process.pid, *map(int, workers.split())]:
+        os.kill(pid, signal.SIGKILL)
     process.wait()
 
 
@@ -112,7 +115,7 @@ def test_the_old_server_answers_until_the_new_one_does(site):
     before.connect()
     with client() as steady:
         process = site.start("--diff", **site.engine_config("loads"))
-        wait_until(lambda: NEXT in site.inside("ls /run/systemd/system"), 30)
+        wait_until(lambda: NEXT in site.inside("ls /run/systemd/system"), 90)
         time.sleep(2.5)
         body = json.dumps({"model": "m", "prompt": "Slowly"})
         before.request("POST", "/v1/completions", body, {"Authorization": f"Bearer {KEY}"})
@@ -194,10 +197,10 @@ def test_a_run_that_is_killed_in_the_middle_is_repaired_by_the_next(site, moment
     before = site.answer()
     with client() as steady:
         process = site.start(**site.engine_config(model))
-        wait_until(lambda: NEXT in site.inside("ls /run/systemd/system"), 30)
+        wait_until(lambda: NEXT in site.inside("ls /run/systemd/system"), 90)
         if moment == "restart":
-            wait_until(lambda: "dnat" in site.inside("nft list ruleset"), 30)
-            wait_until(lambda: model in site.inside(f"cat /etc/systemd/system/{UNIT}"), 30)
+            wait_until(lambda: "dnat" in site.inside("nft list ruleset"), 90)
+            wait_until(lambda: model in site.inside(f"cat /etc/systemd/system/{UNIT}"), 90)
         kill(process)
         time.sleep(1)
         said = site.run("--diff", **site.engine_config(model))
@@ -210,10 +213,10 @@ def test_a_run_that_is_killed_in_the_middle_is_repaired_by_the_next(site, moment
 def test_a_run_that_another_one_follows_waits_no_more_and_undoes_nothing(site):
     before = site.answer()
     process = site.start(**site.engine_config("slow"))
-    wait_until(lambda: NEXT in site.inside("ls /run/systemd/system"), 30)
+    wait_until(lambda: NEXT in site.inside("ls /run/systemd/system"), 90)
     current = re.search(r" (\S+) None$", before)[1]
     assert "end the server beside it" in site.run("--diff", **site.engine_config(current))
-    said, _nothing = process.communicate(timeout=60)
+    said, _nothing = process.communicate(timeout=120)
     assert process.returncode == 2 and "Another run works on the model server since this one began" in said
     assert site.answer() == before and left(site) == "active 1"
 
@@ -222,7 +225,7 @@ def test_a_run_that_another_one_follows_waits_no_more_and_undoes_nothing(site):
 def test_what_a_killed_run_left_is_ended_by_one_that_wants_something_else(site):
     site.run()
     process = site.start(**site.engine_config("slow"))
-    wait_until(lambda: NEXT in site.inside("ls /run/systemd/system"), 30)
+    wait_until(lambda: NEXT in site.inside("ls /run/systemd/system"), 90)
     kill(process)
     with client() as steady:
         assert "end the server beside it" in site.run("--diff")
@@ -233,7 +236,7 @@ def test_what_a_killed_run_left_is_ended_by_one_that_wants_something_else(site):
 def test_a_container_that_restarts_in_the_middle_has_one_state(site):
     before = site.answer()
     process = site.start(**site.engine_config("slow"))
-    wait_until(lambda: NEXT in site.inside("ls /run/systemd/system"), 30)
+    wait_until(lambda: NEXT in site.inside("ls /run/systemd/system"), 90)
     kill(process)
     pct("reboot", str(VMID))
     wait_until(site.answers, 60)

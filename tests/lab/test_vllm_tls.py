@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 import pytest
 import yaml
+from ansible_collections.phoenix.hypervisor.plugins.module_utils import server_guard
 from certificates import Authority, serial
 from lab_modules import ROOT, require_lab
 from model_site import PLAYBOOK, PORT, UNIT, Site
@@ -29,9 +30,6 @@ ENGINE_CONFIG = {
                     "enforce_eager": True},
     "ServerConfig": {"port": PORT, "served_model_name": "tiny"},
 }  # fmt: skip
-RENEWED = yaml.safe_load((ROOT / "roles/vllm_model_server/defaults/main.yml").read_text())[
-    "vllm_model_server_renewal_command"
-]
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +95,7 @@ def test_a_certificate_is_replaced_while_vllm_serves(made):
         for _number in range(10):
             number = issue(site, authority)
             began = time.monotonic()
-            assert site.inside(" ".join(RENEWED)) == f"{UNIT} serves the new certificate."
+            assert site.inside(" ".join(server_guard.RENEWED)) == f"{UNIT} serves the new certificate."
             assert time.monotonic() - began < 20
             assert served(site) == number
     assert steady.failed == [] and len(steady.requests) > 5

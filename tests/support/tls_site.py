@@ -15,17 +15,14 @@ import ssl
 from collections.abc import Iterable
 from pathlib import Path
 
-import yaml
+from ansible_collections.phoenix.hypervisor.plugins.module_utils import server_guard
 from certificates import Authority, serial
-from lab_modules import ROOT, pct
+from lab_modules import pct
 from model_site import KEY, PORT, Site
 from steady_client import SteadyClient
 
 FOLDER = "/etc/phoenix-hypervisor/certificates"
 PAIR = f"{FOLDER}/vllm_model_server/fullchain.pem", f"{FOLDER}/vllm_model_server/privkey.pem"
-RENEWED = yaml.safe_load((ROOT / "roles/vllm_model_server/defaults/main.yml").read_text())[
-    "vllm_model_server_renewal_command"
-]
 FLAGS = {
     "ssl-certfile": "text", "ssl-keyfile": "text", "enable-ssl-refresh": "boolean", "port": "integer",
     "max-num-seqs": "integer",
@@ -74,7 +71,7 @@ class TlsSite(Site):
 
     def renewed(self, code: int = 0) -> str:
         """Run what is to be run after a renewal. Returns what it said."""
-        said = self.inside(f"{' '.join(RENEWED)} 2>&1; echo \"code $?\"")
+        said = self.inside(f"{' '.join(server_guard.RENEWED)} 2>&1; echo \"code $?\"")
         assert said.endswith(f"code {code}"), said
         return said.rpartition("\n")[0]
 

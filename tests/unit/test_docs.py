@@ -167,6 +167,12 @@ def test_support_names_every_stack_and_both_ends_of_proxmox():
     assert " to ".join(".".join(map(str, end)) for end in ends) in text
 
 
+def test_the_command_after_a_renewal_is_the_one_that_is_run():
+    from ansible_collections.phoenix.hypervisor.plugins.module_utils import server_guard
+
+    assert f"`{' '.join(server_guard.RENEWED)}`" in (ROOT / "roles/vllm_model_server/README.md").read_text()
+
+
 def test_the_reference_has_every_key():
     from ansible_collections.phoenix.hypervisor.plugins.module_utils import lxc_entry
 

@@ -189,7 +189,7 @@ def test_what_can_t_be_used_is_said(authority, folder):
 def test_a_server_is_asked_by_its_address_and_checked_by_its_name(authority, serve, name):
     server = serve(*authority.issue("model.example"))
     probe = server.probe(ca=str(authority.file), name=name)
-    assert server_guard.ask(probe, 20) == server_guard.Seen("answer", "")
+    assert server_guard.ask(probe, 20) == server_guard.Seen("answer", "", text=" a")
     assert server_guard.request(probe, "GET", "/metrics", None, 20)[0] == 200
     assert server_guard.counted(probe, 20) == 12
     said, certificate = server_guard.certificate_of(probe, 20)

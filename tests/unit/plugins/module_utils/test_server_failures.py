@@ -197,3 +197,25 @@ NO_FOLDER = (
 def test_a_warning_of_an_error_that_may_come_is_no_failure():
     assert server_failures.known([*STARTED, FEW_FILES]) is None
     assert server_failures.known([*STARTED, FEW_FILES, NO_FOLDER]).name == "model not found"
+
+
+def test_the_last_words_of_a_server():
+    message, details = server_failures.last_words("It ended", "exit-code", JOURNALS["no GPU"], "x.service")
+    assert message.startswith("It ended (systemd says exit-code). RuntimeError: No CUDA GPUs are available\n")
+    remedy = next(failure.remedy for failure in FAILURES if failure.name == "no GPU")
+    assert f"{remedy}\nIts last lines (`journalctl -u x.service` has all):\n{STARTED[0]}\n" in message
+    assert details == {"cause": "RuntimeError: No CUDA GPUs are available", "failure": "no GPU", "result": "exit-code"}
+    message, details = server_failures.last_words("It ended", "", [f"line {number}" for number in range(99)], "x")
+    assert message.startswith("It ended (systemd says nothing). \nIts last lines (`journalctl -u x` has all):\nline 74")
+    assert details == {"cause": "", "failure": "", "result": ""}
+
+
+def test_what_is_said_of_a_server_that_takes_too_long():
+    message, details = server_failures.too_late("No answer. ", ["a", ""], "x")
+    assert message == (
+        "No answer. A large model may need more time (vllm_model_server_ready_timeout). Its last lines (`journalctl -u "
+        "x` has all):\na"
+    )
+    assert details == {"failure": "", "result": "timeout"}
+    message, details = server_failures.too_late("No answer. ", JOURNALS["no GPU"], "x")
+    assert details["failure"] == "no GPU" and "more time" not in message

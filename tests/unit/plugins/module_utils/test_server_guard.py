@@ -317,6 +317,7 @@ def server():
         (200, b'{"data": [{"embedding": [1]}]}', "answer", ""),
         (200, b'{"error": "dead"}', "silence", "no token"),
         (200, b"[]", "silence", "no token"),
+        (200, b'{"choices": []}', "silence", "none of vLLM's"),
         (200, b"1", "silence", "none of vLLM's"),
         (200, b"<html>", "silence", "none of vLLM's"),
         (401, b"k3y", "refusal", "but refuses /v1/completions: HTTP 401"),
@@ -332,13 +333,28 @@ def test_what_an_answer_means(server, status, content, kind, words):
     assert server.asked == [("/v1/completions", {"model": "m", "prompt": "Hello", "max_tokens": 1}, "Bearer k3y")]
 
 
+@pytest.mark.parametrize(
+    ("status", "content", "text"),
+    [
+        (200, b'{"choices": [{"text": "a b"}]}', "a b"),
+        (200, b'{"data": [{"embedding": [1]}]}', "(an embedding)"),
+        (404, b"no such model" + b"!" * 1000, "no such model" + "!" * 287),
+        (500, b"a", ""),
+    ],
+)
+def test_the_answer_itself(server, status, content, text):
+    server.replies["/v1/completions"] = (status, content)
+    assert server_guard.ask(server.probe, 20, short=False).text == text
+    assert server.asked[0][1] == server.probe["body"]
+
+
 def test_no_answer_at_all(server):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         silent = {**server.probe, "port": listener.getsockname()[1]}
         assert "ConnectionRefusedError" in server_guard.ask(silent, 20).words
         listener.listen()
-        assert server_guard.ask(silent, 0.2) == ("silence", f"no answer on port {silent['port']}", None)
+        assert server_guard.ask(silent, 0.2) == ("silence", f"no answer on port {silent['port']}", None, "", "")
         assert server_guard.counted(silent, 0.2) is None
 
 

@@ -393,3 +393,15 @@ def test_what_copies_the_certificate_is_a_line_of_the_unit():
     assert server_plan.fill_unit(template, {**words, "@CERTIFICATE@": ""}) == "a\nx d\n"
     with pytest.raises(UnitError, match="has no @CERTIFICATE@ in it"):
         server_plan.fill_unit(template.replace("@CERTIFICATE@", ""), words)
+
+
+def test_the_diff_shows_what_changes_and_no_secret():
+    seen = replace(SEEN, config='api-key: "k3y"\nport: 1\n', unit=None, watchdog={"w.timer": "old"})
+    steps = [server_plan.Step("config", "write it"), server_plan.Step("start", "start it")]
+    config, unit, timer, told = server_plan.diff(TARGET, seen, steps, "/etc/vllm/engine.yaml", "/x.service", {})
+    assert (config["before_header"], config["after"]) == ("/etc/vllm/engine.yaml", "config")
+    assert "port: 1" in config["before"] and "k3y" not in config["before"]
+    assert (unit["before"], unit["after"], unit["after_header"]) == ("", "unit", "/x.service")
+    assert timer == {"before_header": "w.timer", "after_header": "w.timer", "before": "old", "after": ""}
+    assert told == {"prepared": "write it\nstart it\n"}
+    assert len(server_plan.diff(TARGET, seen, steps, "a", "b", None)) == 3, "nothing is said of the watchdog"

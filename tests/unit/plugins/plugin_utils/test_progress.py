@@ -3,6 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 from __future__ import annotations
 
+import os
+import signal
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -80,3 +83,40 @@ def test_a_connection_that_stays_away_is_an_error(said):
         progress.follow(Action(gone, {}), HOST)
     with pytest.raises(AnsibleConnectionFailure):
         progress.follow(Action(running("a"), *[gone] * progress.ATTEMPTS, {}), HOST)
+
+
+def test_it_asks_no_more_when_ansible_playbook_was_killed(said, tmp_path):
+    """As ansible-core does it: a process that starts another one, in a session of its own, for a task."""
+    calls = tmp_path / "calls"
+
+    class Endless(Action):
+        def _execute_module(self, module_args, task_vars):
+            with calls.open("a") as file:
+                file.write(f"{os.getpid()}\n")
+            time.sleep(0.05)
+            return running("a")
+
+    playbook = os.fork()
+    if playbook == 0:
+        if os.fork() == 0:
+            os.setsid()
+            try:
+                progress.follow(Endless(), HOST)
+            except BaseException as error:
+                (tmp_path / "end.new").write_text(f"{type(error).__name__}: {error}")
+                (tmp_path / "end.new").rename(tmp_path / "end")
+            os._exit(0)
+        time.sleep(600)
+        os._exit(0)
+    end = time.monotonic() + 60
+    try:
+        while not calls.exists():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+    finally:
+        os.kill(playbook, signal.SIGKILL)
+        os.waitpid(playbook, 0)
+    while not (tmp_path / "end").exists():
+        assert time.monotonic() < end, "it goes on asking"
+        time.sleep(0.05)
+    assert (tmp_path / "end").read_text() == "AnsibleError: ansible-playbook has ended. The work inside goes on."
