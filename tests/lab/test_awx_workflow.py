@@ -1,7 +1,7 @@
 # Copyright (c) 2026 The Phoenix Hypervisor team
 # GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The workflow of AWX that provisions, verifies and goes back, on containers 668 and 669 of the lab.
+"""The templates of AWX and the workflow that provisions, verifies and goes back, on containers 668 and 669 of the lab.
 
 A small program stands in for vLLM (tests/support/vllm_stand_in.py).
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
-from awx_job import Awx, environment_of
+from awx_job import Awx, Job, environment_of
 from lab_modules import OSTEMPLATE, destroy, inside, pct, require_lab
 from model_site import RELEASE, UNIT, VLLM
 
@@ -27,6 +27,9 @@ SOURCE = "inventories/production/lxc_configs.yml"
 NODES = {"pve": {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}}
 # A workflow's survey in which nothing was filled in: AWX sends no choice that was not made.
 BLANK = {"phoenix_target": "", "phoenix_version": ""}
+# What the credential "Phoenix Hugging Face" injects: a file, and the variable with its name.
+TOKEN = "hf_t0ken-of-this-test"
+CREDENTIALS = {"credentials": {"phoenix_huggingface_token_file": "{folder}/tmp_hub"}, "files": {"tmp_hub": TOKEN}}
 # What proves that it is right, and that it is not when it serves this model.
 PROOF = {"proof": [{"name": "right", "type": "command", "path": "! grep -q nonsense /etc/systemd/system/" + UNIT}]}
 
@@ -37,7 +40,7 @@ def entry(ctid: int, **keys: Any) -> dict[str, Any]:
     return {
         "name": f"workflow{ctid}", "template": OSTEMPLATE, "storage_pool": "local-btrfs", "storage_size_gb": 2,
         "memory_mb": 512, "swap_mb": 0, "cores": 2, "pct_options": ["nesting=1"], "network_config": network,
-        "health_check": {"command": "true"}, "tests": PROOF, **keys,
+        "gpu_assignment": "none", "health_check": {"command": "true"}, "tests": PROOF, **keys,
     }  # fmt: skip
 
 
@@ -55,8 +58,7 @@ class Site:
     def __init__(self, folder: Path, core: str) -> None:
         self.awx = Awx(folder, environment_of(core))
         self.declare(entry(ONE), entry(OTHER))
-        made = self.awx.launch("site.yml", BLANK)
-        assert made.status == "successful", made.output
+        self.launch("site.yml")
         program = folder / "vllm"
         program.write_text(f"#!/usr/bin/python3\n{VLLM.read_text()}")
         record = json.dumps({"release": RELEASE, "vllm": "0.10.2", "flashinfer": ""})
@@ -76,12 +78,27 @@ class Site:
         done = self.awx.sync(SOURCE, ANSIBLE_COLLECTIONS_PATH=str(self.awx.project / ".ansible/collections"))
         assert done.returncode == 0, done.stderr
 
+    def launch(self, playbook: str, answers: dict[str, Any] | None = None, ends: str = "successful", **how: Any) -> Job:
+        """Run a job, with the secret of its credential, which nobody may see. It must end like this."""
+        job = self.awx.launch(playbook, {**BLANK, **(answers or {})}, **CREDENTIALS, **how)
+        assert job.status == ends, job.output
+        check(job)
+        return job
+
     def workflow(self, wanted: list[str]) -> dict[str, Any]:
         """Run the workflow, which must go through these nodes and fail, and return their jobs."""
-        status, jobs = self.awx.workflow(WORKFLOW, BLANK)
+        status, jobs = self.awx.workflow(WORKFLOW, BLANK, **CREDENTIALS)
+        for job in jobs.values():
+            check(job)
         assert list(jobs) == wanted, "\n".join(job.output for job in jobs.values())
         assert status == "failed" and jobs["rollback"].status == "failed", jobs["rollback"].output
         return jobs
+
+
+def check(job: Job) -> None:
+    """What AWX shows and keeps of a job has no secret and no traceback in it."""
+    kept = json.dumps([job.events, job.artifacts])
+    assert TOKEN not in job.output + kept and "Traceback" not in job.output + kept, job.output
 
 
 def state(ctid: int) -> tuple[str, ...]:
@@ -112,8 +129,7 @@ def test_only_what_the_workflow_changed_goes_back(core: str, tmp_path: Path) -> 
     site = Site(tmp_path, core)
     for model in ("good", "other"):
         site.declare(server(ONE, "good"), server(OTHER, model))
-        made = site.awx.launch("site.yml", BLANK)
-        assert made.status == "successful", made.output
+        site.launch("site.yml")
     assert (serves(ONE), serves(OTHER)) == ("good", "other")
     good, untouched = state(ONE), state(OTHER)
 
@@ -131,8 +147,7 @@ def test_only_what_the_workflow_changed_goes_back(core: str, tmp_path: Path) -> 
     assert state(OTHER) == untouched
     (told,) = [json.loads(line) for line in inside(ONE, "cat /var/lib/vllm_model_server/rollbacks.jsonl").splitlines()]
     assert (told["who"], told["why"]) == ("anna", "a later step of the workflow failed")
-    verified = site.awx.launch("playbooks/verify.yml", BLANK)
-    assert verified.status == "successful", verified.output
+    site.launch("playbooks/verify.yml")
 
     # A workflow in which nothing was changed has nothing to undo, and fails all the same.
     site.declare({**server(ONE, "good"), "tests": {"proof": [{"type": "command", "path": "false"}]}},
@@ -152,3 +167,48 @@ def test_only_what_the_workflow_changed_goes_back(core: str, tmp_path: Path) -> 
     assert jobs["rollback"].of("changed") == {"ctid_669": 1}, jobs["rollback"].output
     assert (serves(ONE), serves(OTHER)) == ("good", "other")
     assert state(OTHER)[1] == untouched[1]
+
+
+@pytest.mark.parametrize("core", ["2.17", "2.19", "2.21"])
+def test_every_template(core: str, tmp_path: Path) -> None:
+    """Each is run as AWX would, with its survey blank, and the playbooks that have no template, too."""
+    site = Site(tmp_path, core)
+    site.declare(server(ONE, "good"), entry(OTHER))
+    site.launch("site.yml")
+    # The file of the credential is gone; what was in it is where the server reads it.
+    assert inside(ONE, "cat /etc/vllm/secrets-*.env").count(TOKEN) == 1
+    assert inside(ONE, f"tr '\\0' '\\n' </proc/$(systemctl show --value -p MainPID {UNIT})/environ").count(TOKEN) == 1
+    assert TOKEN not in inside(ONE, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '; journalctl --no-pager")
+    assert TOKEN not in json.dumps(site.awx.inventory)
+
+    again = site.launch("site.yml")
+    assert again.of("changed") == {}, again.output
+    for playbook, said in (
+        ("verify", "2 containers, "),
+        ("gpu_check", "ctid_668 has no GPU assigned (gpu_assignment): nothing to check."),
+        ("models", ""),
+        ("certificates", ""),
+        ("status", "ctid_669"),
+        ("adopt", "the next steps"),
+    ):
+        job = site.launch(f"playbooks/{playbook}.yml")
+        assert said in " ".join(job.output.split()), job.output
+        assert playbook == "adopt" or job.of("changed") == {}, job.output
+    # The stand-in has no client that could measure it.
+    for how in ({"check": True}, {"limit": "ctid_669"}):
+        measured = site.launch("playbooks/benchmark.yml", **how)
+        assert "ctid_669 has no model server: there is nothing to measure." in " ".join(measured.output.split())
+    # Outside a workflow a rollback that went well is a success.
+    site.declare(server(ONE, "other"), entry(OTHER))
+    site.launch("site.yml", limit="ctid_668")
+    back = site.launch("playbooks/rollback.yml", {"phoenix_rollback_to": "", "phoenix_rollback_reason": ""},
+                       limit="ctid_668")  # fmt: skip
+    assert serves(ONE) == "good" and back.of("changed") == {"ctid_668": 1}
+    # A state that there isn't, and a target that there isn't.
+    wrong = site.launch("playbooks/rollback.yml", {"phoenix_rollback_to": "yesterday"}, "failed", limit="ctid_668")
+    assert "There is no state yesterday. Kept are: " in " ".join(wrong.output.split())
+    for playbook in ("site.yml", "playbooks/verify.yml", "playbooks/rollback.yml"):
+        for target in ("ctid_999", "ctid_668,ctid_999"):
+            wrong = site.launch(playbook, {"phoenix_target": target}, "failed")
+            assert "Could not match supplied host pattern, ignoring: ctid_999" in wrong.output
+    assert serves(ONE) == "good"

@@ -174,8 +174,7 @@ class Awx:
             answers: what its survey was answered with; every job gets that.
             how: as for L(launch).
         """
-        # To JSON and back: ansible-core's own kinds of texts are none of PyYAML's.
-        declared = json.loads(json.dumps(DataLoader().load_from_file(str(self.project / "awx/controller.yml"))))
+        declared = declaration()
         playbooks = {template["name"]: template["playbook"] for template in declared["controller_templates"]}
         (workflow,) = [one for one in declared["controller_workflows"] if one["name"] == name]
         nodes = {node["identifier"]: node for node in workflow["simplified_workflow_nodes"]}
@@ -225,6 +224,12 @@ class Awx:
         kept = stats[0].get("artifact_data", {}) if stats else {}
         status = (artifacts / "status").read_text() if (artifacts / "status").exists() else "error"
         return Job(status, done.stdout + done.stderr, events, kept)
+
+
+def declaration() -> dict[str, Any]:
+    """Return what awx/controller.yml declares."""
+    # To JSON and back: ansible-core's own kinds of texts are none of PyYAML's.
+    return json.loads(json.dumps(DataLoader().load_from_file(str(ROOT / "awx/controller.yml"))))
 
 
 @functools.cache
