@@ -126,8 +126,10 @@ def test_galaxy_would_take_it(archive, tmp_path):
     assert done.returncode == 0, said[-6000:]
     assert "Importer processing completed successfully" in said, said[-6000:]
     # What a role is for is said in its argument specs; the link in .ansible is what the sanity tests are told of; the
-    # importer's ansible-lint doesn't find the collection that it looks at by its name.
-    known = ("Could not get role description", "Ignore files skip ansible-test sanity", "hypervisor.site playbook")
+    # importer's ansible-lint doesn't find the collection that it looks at by its name. It gets three minutes, which are
+    # not enough on a loaded machine; `make test-lint` runs it, too, at the strictest profile.
+    known = ("Could not get role description", "Ignore files skip ansible-test sanity", "hypervisor.site playbook",
+             "Timeout on call to ansible-lint")  # fmt: skip
     found = re.findall(r"^(?:ERROR|WARNING).*", said, re.MULTILINE)
     assert not [line for line in found if not any(words in line for words in known)], found
 

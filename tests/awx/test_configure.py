@@ -77,11 +77,12 @@ def test_configure_twice_and_tear_down(site: Site, core: str) -> None:
     """All is made by the first run, nothing by the second, and AWX is as it was after the teardown."""
     site.bin = environment_of(core) / "bin"
     before = site.awx.everything()
-    output = site.well("configure")
+    # As somebody would run it who looks for a mistake.
+    output = site.well("configure", "-vvvv", "--diff")
     awx = site.awx
     # AWX would have dropped these in silence.
     assert awx.unknown == []
-    assert not [secret for secret in SECRETS.values() if secret in output]
+    assert not [secret for secret in (TOKEN, *SECRETS.values()) if secret in output]
     template = awx.get("job_templates", "Phoenix provision")
     assert template["ask_limit_on_launch"] and template["ask_tags_on_launch"] and template["ask_variables_on_launch"]
     asked = [question["variable"] for question in awx.surveys[template["id"]]["spec"]]
@@ -93,6 +94,9 @@ def test_configure_twice_and_tear_down(site: Site, core: str) -> None:
     assert awx.linked("workflow_job_template_nodes", "provision", "success_nodes") == ["verify"]
     assert awx.linked("workflow_job_template_nodes", "verify", "success_nodes") == ["benchmark"]
     assert awx.get("workflow_job_template_nodes", "rollback")["extra_data"] == {"phoenix_rollback_changed_only": True}
+    told = {name: awx.linked("job_templates", name, "notification_templates_error") for name in
+            awx.names("job_templates")}  # fmt: skip
+    assert len(told) == 7 and set(map(tuple, told.values())) == {("Phoenix webhook",)}
     assert len(awx.names("schedules")) == 3
     hub = awx.get("credential_types", "Phoenix Hugging Face token v1")
     assert hub["injectors"]["file"] == {"template": "{{ token }}"} and "env" not in hub["injectors"]
@@ -145,7 +149,9 @@ def test_a_change_changes_that_alone(site: Site) -> None:
 def test_what_others_made_stays(site: Site) -> None:
     """What has a name of ours is refused, before anything changes; what others have in our organization keeps it."""
     site.awx.create("organizations", {"name": "Ours", "description": "Theirs"})
-    file = site.declare(controller_organizations=[ORGANIZATION], controller_projects=[PROJECT])
+    file = site.declare(
+        controller_organizations=[ORGANIZATION], controller_projects=[PROJECT], controller_credential_types=[TYPE]
+    )
     written = len(site.awx.writes)
     refused = site.run("configure", file=file)
     assert refused.returncode and "AWX has the organization 'Ours', and configure did not make it" in refused.stdout
@@ -153,12 +159,18 @@ def test_what_others_made_stays(site: Site) -> None:
     # With leave it is ours, and goes with the teardown only when it is empty.
     site.well("configure", "-e", "awx_config_take_over=true", file=file)
     team = site.awx.create("teams", {"name": "Theirs", "organization": site.awx.get("organizations", "Ours")["id"]})
+    used = {"name": "Stranger", "credential_type": site.awx.get("credential_types", "T v1")["id"]}
+    credential = site.awx.create("credentials", used)
     output = site.well("teardown", file=file)
+    said = "The credential type T v1 stays, because credentials that configure did not make are of it: Stranger."
+    assert said in " ".join(output.split()), output
+    assert "T v1" in site.awx.names("credential_types")
     assert "The organization Ours stays, because it has what configure did not make: Theirs." in output
     assert site.awx.names("organizations") == ["Default", "Ours"] and site.awx.names("projects") == []
     site.awx.forget("teams", team["id"])
+    site.awx.forget("credentials", credential["id"])
     site.well("teardown", file=file)
-    assert site.awx.names("organizations") == ["Default"]
+    assert site.awx.names("organizations") == ["Default"] and "T v1" not in site.awx.names("credential_types")
     # One that configure never touched isn't removed, whatever the file says.
     output = site.well("teardown", file=site.declare(controller_organizations=[{"name": "Default"}]))
     assert "The organization Default stays: configure did not make it." in output

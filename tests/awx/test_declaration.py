@@ -5,9 +5,13 @@
 
 from __future__ import annotations
 
+import configparser
+import itertools
 import json
 import re
 import shutil
+import subprocess
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,7 @@ from ansible.parsing.dataloader import DataLoader
 from ansible.plugins.loader import fragment_loader, module_loader
 from ansible.utils.plugin_docs import get_docstring
 from awx_job import Awx, environment_of
+from dateutil.rrule import rrulestr
 
 ROOT = Path(__file__).resolve().parents[2]
 CALLS = [*sorted((ROOT / "roles/awx_config/tasks").glob("*.yml")), *sorted((ROOT / "playbooks/awx").glob("*.yml"))]
@@ -129,10 +134,41 @@ def test_every_playbook_works_from_awx(path: Path) -> None:
         assert not re.search(r"default\('localhost'", play["hosts"]), play["name"]
 
 
+@pytest.mark.parametrize(
+    ("name", "weekday", "hour"),
+    [("benchmark every night", "", "0300"), ("verify every week", "0", "0500"), ("certificates every day", "", "0130")],
+)
+def test_schedules_start_when_they_say(name: str, weekday: str, hour: str) -> None:
+    """AWX wants a start with its time zone, and an interval; the next three starts are a day or a week apart."""
+    (entry,) = [one for one in ALL["controller_schedules"] if one["name"] == f"Phoenix {name}"]
+    zone = DECLARED["phoenix_awx_time_zone"]
+    rule = entry["rrule"].replace("{{ phoenix_awx_time_zone }}", zone)
+    assert rule.startswith(f"DTSTART;TZID={zone}:") and rule.count("RRULE:") == 1 and "INTERVAL=1" in rule
+    starts = list(itertools.islice(rrulestr(rule.replace(" ", "\n")), 3))
+    assert {start.strftime("%H%M") for start in starts} == {hour}
+    assert starts[1] - starts[0] == starts[2] - starts[1] == timedelta(days=7 if weekday else 1)
+    assert not weekday or starts[0].weekday() == int(weekday)
+
+
+def test_nothing_in_the_repository_trips_awx() -> None:
+    """What was seen to go wrong on a running one; each is silent there, or shows long after."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    names = set(listed.split("\0"))
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "ansible.cfg")
+    # A job's inventory is a script, which a list of plugins would have to name.
+    assert not settings.has_option("inventory", "enable_plugins")
+    # A target that is misspelled would be a job that does nothing, and ends well.
+    assert settings["inventory"]["host_pattern_mismatch"] == "error"
+    # AWX would take over such variables for good, and fetch such collections for each job.
+    assert not [name for name in names if re.search(r"(^|/)group_vars/(all|ungrouped)(/|\.|$)", name)]
+    assert not [name for name in names if re.fullmatch(r"((collections|roles)/)?requirements\.ya?ml", name)]
+
+
 def test_surveys_ask_what_there_is() -> None:
-    """The stacks that are offered are those that there are; the methods are the role's."""
+    """The stacks that are offered are those that can be installed; the methods are the role's."""
     asked = {question["variable"]: question for question in DECLARED["phoenix_awx_questions"]}
-    stacks = sorted(path.parent.name for path in (ROOT / "roles/vllm_stack/files/stacks").glob("*/stack.yml"))
+    stacks = sorted(path.parent.name for path in (ROOT / "roles/vllm_stack/files/stacks").glob("*/requirements.lock"))
     assert asked["phoenix_stack"]["choices"].split("\n") == stacks
     specs = yaml.safe_load((ROOT / "roles/vllm_stack/meta/argument_specs.yml").read_text())["argument_specs"]
     choices = specs["main"]["options"]["vllm_stack_method"]["choices"]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from awx_job import Awx, Job, environment_of
+from awx_job import Awx, Job, declaration, environment_of
 from lab_modules import CONFIGS, OSTEMPLATE, destroy, require_lab
 
 pytestmark = pytest.mark.lab
@@ -91,6 +91,7 @@ def test_jobs(awx: Awx) -> None:
         ({"phoenix_target": "ctid_999"}, "ctid_999"),
     ):
         job = awx.launch("site.yml", {**BLANK, **answers}, limit="ctid_592")
+        assert job.status == "failed", job.output
         assert sentence in " ".join(job.output.replace("│", " ").split()), job.output
         assert "Traceback" not in job.output
     assert not (CONFIGS / "592.conf").exists()
@@ -106,3 +107,24 @@ def test_answers_that_mean_something(awx: Awx) -> None:
     tagged = awx.launch("site.yml", {**BLANK, "phoenix_target": "ctid_592"}, check=True, tags="verify")
     assert tagged.status == "successful", tagged.output
     assert tagged.of("changed") == {}
+
+
+@pytest.mark.full
+def test_every_choice_of_the_survey(awx: Awx) -> None:
+    """What can be chosen is done, as far as a check goes, or refused in a sentence that says why."""
+    asked = [one for one in declaration()["phoenix_awx_questions"] if one["type"] == "multiplechoice"]
+    choices = {one["variable"]: one["choices"].split() for one in asked}
+    # What is not chosen is not sent at all.
+    answers = {"phoenix_target": "ctid_592", "phoenix_version": ""}
+    # The container's stack has no sources.
+    refused = dict.fromkeys(("source", "auto"), "method is {}, and vllm.commit is missing: name the commit to build.")
+    tried = 0
+    for variable, ones in choices.items():
+        for one in ones:
+            job = awx.launch("site.yml", {**answers, variable: one}, check=True)
+            said = " ".join(job.output.replace("│", " ").split())
+            assert refused.get(one, "").format(one) in said and "Traceback" not in said, said
+            assert job.status == ("failed" if one in refused else "successful"), said
+            tried += 1
+    assert tried == 7
+    assert not (CONFIGS / "592.conf").exists()

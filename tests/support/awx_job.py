@@ -6,7 +6,8 @@
 A project is a copy of the checkout without C(.git). An inventory source is C(ansible-inventory --list --export) in it;
 what that prints is kept, sorted by names, and a job gets it as a script that prints it: no plugin runs again.
 A job goes through ansible-runner's transmit, worker and process, with the credentials' variables and files, the
-limit on the command line, and the survey's answers last.
+limit on the command line, and the survey's answers last. All text in these variables is tagged C(!unsafe).
+A workflow follows its nodes; what jobs keep with set_stats are variables of those after them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from ansible.parsing.dataloader import DataLoader
 
 ROOT = Path(__file__).resolve().parents[2]
 # What AWX sets for every sync and job; it hides the settings of these names in ansible.cfg.
@@ -39,6 +42,13 @@ JOB = {
     "ANSIBLE_UNSAFE_WRITES": "1",
     "ANSIBLE_PYTHON_INTERPRETER": sys.executable,
 }
+
+
+class _Unsafe(yaml.SafeDumper):
+    """Writes variables as AWX does: no text of a survey or a credential is ever a template."""
+
+
+_Unsafe.add_representer(str, lambda dumper, text: dumper.represent_scalar("!unsafe", text))
 
 
 @dataclass
@@ -141,9 +151,9 @@ class Awx:
         variables = {"awx_job_id": self.number, "awx_user_name": "anna", "tower_user_name": "anna"}
         if workflow:
             variables |= {"awx_workflow_job_id": workflow, "tower_workflow_job_id": workflow}
-        injected = json.dumps(credentials or {}).replace("{folder}", str(worked / "env"))
+        injected = yaml.dump(credentials or {}, Dumper=_Unsafe).replace("{folder}", str(worked / "env"))
         (sent / "env/credentials").write_text(injected)
-        (sent / "env/extravars").write_text(json.dumps({**variables, **(answers or {})}))
+        (sent / "env/extravars").write_text(yaml.dump({**variables, **(answers or {})}, Dumper=_Unsafe))
         settings = {
             **JOB,
             "ANSIBLE_COLLECTIONS_PATH": f"{worked}/requirements_collections:.ansible/collections:"
@@ -155,6 +165,36 @@ class Awx:
         words += ["--check"] if check else []
         (sent / "env/cmdline").write_text(" ".join([*words, "-e", f"@{worked}/env/credentials"]))
         return self.run(sent, worked, playbook)
+
+    def workflow(self, name: str, answers: dict[str, Any], **how: Any) -> tuple[str, dict[str, Job]]:
+        """Run a workflow of awx/controller.yml, and return how it ended and the jobs of its nodes, in their order.
+
+        Args:
+            name: its name.
+            answers: what its survey was answered with; every job gets that.
+            how: as for L(launch).
+        """
+        declared = declaration()
+        playbooks = {template["name"]: template["playbook"] for template in declared["controller_templates"]}
+        (workflow,) = [one for one in declared["controller_workflows"] if one["name"] == name]
+        nodes = {node["identifier"]: node for node in workflow["simplified_workflow_nodes"]}
+        ways = ("success_nodes", "failure_nodes")
+        later = {after for node in nodes.values() for way in ways for after in node.get(way, [])}
+        number, status, jobs = self.number + 1000, "successful", {}
+        waiting = [(identifier, {}) for identifier in nodes if identifier not in later]
+        while waiting:
+            identifier, kept = waiting.pop(0)
+            node = nodes[identifier]
+            # An answer of the workflow's survey comes before what a job kept, and that before the node's own.
+            variables = {**node.get("extra_data", {}), **kept, **answers}
+            job = self.launch(playbooks[node["unified_job_template"]], variables, workflow=number, **how)
+            jobs[identifier] = job
+            after = node.get("success_nodes" if job.status == "successful" else "failure_nodes", [])
+            waiting += [(one, {**kept, **job.artifacts}) for one in after]
+            # What has a way for its failure is no failure of the workflow.
+            if job.status != "successful" and not node.get("failure_nodes"):
+                status = "failed"
+        return status, jobs
 
     def run(self, sent: Path, worked: Path, playbook: str) -> Job:
         """Send a job, do it, and read what comes back."""
@@ -184,6 +224,12 @@ class Awx:
         kept = stats[0].get("artifact_data", {}) if stats else {}
         status = (artifacts / "status").read_text() if (artifacts / "status").exists() else "error"
         return Job(status, done.stdout + done.stderr, events, kept)
+
+
+def declaration() -> dict[str, Any]:
+    """Return what awx/controller.yml declares."""
+    # To JSON and back: ansible-core's own kinds of texts are none of PyYAML's.
+    return json.loads(json.dumps(DataLoader().load_from_file(str(ROOT / "awx/controller.yml"))))
 
 
 @functools.cache

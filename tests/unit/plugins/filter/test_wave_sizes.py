@@ -7,9 +7,9 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
+import ansible_programs
 import pytest
 import yaml
 from ansible_collections.phoenix.hypervisor.plugins.filter.wave_sizes import wave_order, wave_sizes
@@ -85,7 +85,7 @@ def batches(tmp_path: Path, *arguments: str) -> list[str]:
     playbook.write_text(json.dumps([{**kept, "tasks": [task]}]))
     source = ROOT / "inventories/example/lxc_configs.yml"
     done = subprocess.run(
-        [str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(source), *arguments, str(playbook)],
+        [*ansible_programs.command("ansible-playbook"), "-i", str(source), *arguments, str(playbook)],
         cwd=ROOT,
         env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
         capture_output=True,

@@ -6,10 +6,10 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import ansible_programs
 import pytest
 import yaml
 from ansible.errors import AnsibleError, AnsibleParserError
@@ -521,7 +521,7 @@ def test_refused_outside_a_program() -> None:
 
 def inventory(path: Path, *arguments: str, program: str = "ansible-inventory") -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "COLUMNS": "80"}
-    command = [str(Path(sys.executable).parent / program), "-i", str(path), *arguments]
+    command = [*ansible_programs.command(program), "-i", str(path), *arguments]
     return subprocess.run(command, env=environment, cwd=ROOT, text=True, capture_output=True, check=False)
 
 
