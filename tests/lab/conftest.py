@@ -9,10 +9,12 @@ loaded first has no collection metadata, and Ansible then loads no plugin of it 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from ansible.plugins.loader import init_plugin_loader
+from lab_modules import open_folder
 
 init_plugin_loader([str(Path(__file__).resolve().parents[2] / ".ansible/collections")])
 
@@ -22,3 +24,10 @@ def _folders(tmp_path_factory) -> None:
     """Make pytest's own folder at once: it closes the one above to others then, and containers of a test that runs
     beside this one may be about to mount something below it."""
     tmp_path_factory.getbasetemp()
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder that containers can mount."""
+    with open_folder() as made:
+        yield made

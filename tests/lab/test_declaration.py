@@ -11,13 +11,24 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from lab_modules import CONFIGS, OSTEMPLATE, PCT_CALLS, ROOT, destroy, info, inside, pct, require_lab, volumes
+from lab_modules import (
+    CONFIGS,
+    OSTEMPLATE,
+    PCT_CALLS,
+    ROOT,
+    destroy,
+    info,
+    inside,
+    open_folder,
+    pct,
+    require_lab,
+    volumes,
+)
 
 pytestmark = pytest.mark.lab
 
@@ -153,10 +164,8 @@ def site() -> Iterator[Site]:
     """Nothing is there before and after, also when a test fails."""
     require_lab()
     destroy(VMID, SOURCE)
-    # A container can't reach what is below pytest's own folder.
-    with tempfile.TemporaryDirectory(prefix="phoenix-declared-") as name:
-        Path(name).chmod(0o755)
-        yield Site(Path(name))
+    with open_folder() as folder:
+        yield Site(folder)
         destroy(VMID, SOURCE)
 
 

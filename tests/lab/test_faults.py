@@ -9,7 +9,6 @@ The others are named in their tests: 2 and 3 in test_gpu_assignment.py, 4 and 5 
 from __future__ import annotations
 
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,14 +43,6 @@ def clone(template) -> Iterator[dict]:
     """The options that make a clone, which is gone after the test."""
     yield {"vmid": 551, "clone": {"vmid": template}}
     lab.destroy(551)
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder that an unprivileged container can reach, which it can't below pytest's own."""
-    with tempfile.TemporaryDirectory(prefix="phoenix-test-") as name:
-        Path(name).chmod(0o755)
-        yield Path(name)
 
 
 def identity(vmid: int) -> tuple:

@@ -16,13 +16,12 @@ import shlex
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import model_hub
 import pytest
-from lab_modules import OSTEMPLATE, ROOT, destroy, inside, pct, require_lab, wait_until
+from lab_modules import OSTEMPLATE, ROOT, destroy, inside, open_folder, pct, require_lab, wait_until
 from model_hub import FakeHub, Model
 
 pytestmark = pytest.mark.lab
@@ -122,9 +121,8 @@ def site(hub) -> Iterator[Site]:
     """Two containers, made from the JSON file after the models are there; gone afterwards."""
     require_lab()
     destroy(READER, WRITER)
-    with tempfile.TemporaryDirectory(prefix="phoenix-test-", dir="/var/tmp") as name:
-        Path(name).chmod(0o755)
-        yield Site(Path(name), hub)
+    with open_folder() as folder:
+        yield Site(folder, hub)
         destroy(READER, WRITER)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import stat
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,14 +73,6 @@ def clean(each_way) -> Iterator[None]:
         os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(1, 3 + 2 * number))
     yield
     remove()
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder that an unprivileged container can reach, which it can't below pytest's own."""
-    with tempfile.TemporaryDirectory(prefix="phoenix-test-") as name:
-        Path(name).chmod(0o755)
-        yield Path(name)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ import signal
 import socket
 import stat
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -682,14 +681,6 @@ class TestSomebodyElseBetweenLookAndDoing:
 
 
 # --- killed ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder that an unprivileged container can reach, which it can't below pytest's own."""
-    with tempfile.TemporaryDirectory(prefix="phoenix-trouble-") as name:
-        Path(name).chmod(0o755)
-        yield Path(name)
 
 
 def kill(*pids: int) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from lab_modules import wait_until
+from lab_modules import open_folder, wait_until
 
 pytestmark = pytest.mark.lab
 
@@ -106,26 +106,23 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Iterator[Site]:
+def site() -> Iterator[Site]:
     """A container of the lab's base, with a model whose path has a blank in it."""
-    folder = tmp_path_factory.mktemp("site")
-    models = folder / "models"
-    command = [sys.executable, str(ROOT / "lab/tiny_llama.py"), str(models / "tiny llama")]
-    subprocess.run(command, check=True, capture_output=True)
-    for path in (folder, *folder.parents):
-        if str(path).startswith("/tmp/"):
-            path.chmod(0o755)
-    if Path(f"/etc/pve/lxc/{VMID}.conf").exists():
+    with open_folder() as folder:
+        models = folder / "models"
+        command = [sys.executable, str(ROOT / "lab/tiny_llama.py"), str(models / "tiny llama")]
+        subprocess.run(command, check=True, capture_output=True)
+        if Path(f"/etc/pve/lxc/{VMID}.conf").exists():
+            pct("destroy", VMID, "--force")
+        pct(
+            "create", VMID, "local:vztmpl/debian-12-lab_12_amd64.tar.zst", "--hostname", f"vllm{VMID}",
+            "--memory", "6144", "--cores", "2", "--rootfs", "local-btrfs:8", "--unprivileged", "1",
+            "--features", "nesting=1", "--mp0", f"{models},mp=/models",
+            "--net0", f"name=eth0,bridge=vmbr0,ip={ADDRESS}/24,gw=10.92.0.1",
+        )  # fmt: skip
+        pct("start", VMID)
+        yield Site(folder)
         pct("destroy", VMID, "--force")
-    pct(
-        "create", VMID, "local:vztmpl/debian-12-lab_12_amd64.tar.zst", "--hostname", f"vllm{VMID}",
-        "--memory", "6144", "--cores", "2", "--rootfs", "local-btrfs:8", "--unprivileged", "1",
-        "--features", "nesting=1", "--mp0", f"{models},mp=/models",
-        "--net0", f"name=eth0,bridge=vmbr0,ip={ADDRESS}/24,gw=10.92.0.1",
-    )  # fmt: skip
-    pct("start", VMID)
-    yield Site(folder)
-    pct("destroy", VMID, "--force")
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from lab_modules import OSTEMPLATE, ROOT, destroy, inside, pct, require_lab, wait_until
+from lab_modules import OSTEMPLATE, ROOT, destroy, inside, open_folder, pct, require_lab, wait_until
 from tiny_stack import Index, Tiny, make_wheel, sha256
 from vllm_repositories import COMPILED, HOST, Repositories
 
@@ -100,24 +100,21 @@ def repositories(tmp_path_factory) -> Iterator[Repositories]:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Iterator[Site]:
+def site() -> Iterator[Site]:
     """A container of the lab's base, with a model."""
     require_lab()
-    folder = tmp_path_factory.mktemp("site")
-    model = folder / "model"
-    subprocess.run([sys.executable, ROOT / "lab/tiny_llama.py", model], check=True, capture_output=True)
-    for path in (folder, *folder.parents):
-        if str(path).startswith("/tmp/"):
-            path.chmod(0o755)
-    destroy(VMID)
-    pct(
-        "create", str(VMID), OSTEMPLATE, "--hostname", f"source{VMID}", "--memory", "6144", "--cores", "2",
-        "--rootfs", "local-btrfs:16", "--unprivileged", "1", "--features", "nesting=1", "--mp0", f"{model},mp=/model",
-        "--net0", f"name=eth0,bridge=vmbr0,ip={ADDRESS}/24,gw={HOST}",
-    )  # fmt: skip
-    pct("start", str(VMID))
-    yield Site(folder)
-    destroy(VMID)
+    with open_folder() as folder:
+        model = folder / "model"
+        subprocess.run([sys.executable, ROOT / "lab/tiny_llama.py", model], check=True, capture_output=True)
+        destroy(VMID)
+        pct(
+            "create", str(VMID), OSTEMPLATE, "--hostname", f"source{VMID}", "--memory", "6144", "--cores", "2",
+            "--rootfs", "local-btrfs:16", "--unprivileged", "1", "--features", "nesting=1",
+            "--mp0", f"{model},mp=/model", "--net0", f"name=eth0,bridge=vmbr0,ip={ADDRESS}/24,gw={HOST}",
+        )  # fmt: skip
+        pct("start", str(VMID))
+        yield Site(folder)
+        destroy(VMID)
 
 
 def record() -> dict:

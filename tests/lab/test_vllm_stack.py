@@ -478,14 +478,11 @@ def test_a_running_server_is_not_disturbed_by_switch_and_rollback(site):
 
 
 @pytest.mark.full
-def test_a_model_answers_through_switch_and_rollback(tmp_path):
+def test_a_model_answers_through_switch_and_rollback(folder):
     """The same with vLLM on the CPU, its role, and completions."""
     require_lab()
-    model, vmid, address = tmp_path / "model", 662, "10.92.0.162"
+    model, vmid, address = folder / "model", 662, "10.92.0.162"
     subprocess.run([sys.executable, ROOT / "lab/tiny_llama.py", model], check=True, capture_output=True)
-    for path in (tmp_path, *tmp_path.parents):
-        if str(path).startswith("/tmp/"):
-            path.chmod(0o755)
     site = Site({vmid: address}, 10, 6144, 2, "--mp0", f"{model},mp=/model")
     site.variables |= {
         "vllm_stack_name": "cpu",

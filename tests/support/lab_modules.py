@@ -14,6 +14,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,17 @@ _API_COMMANDS = (
 # `ansible-test units` has ansible-core on the path only.
 _PATH = os.pathsep.join(filter(None, [str(ROOT / ".ansible/collections"), os.environ.get("PYTHONPATH", "")]))
 _way: list[tuple[str, str]] = [("node", "")]
+
+
+@contextlib.contextmanager
+def open_folder() -> Iterator[Path]:
+    """A folder that an unprivileged container can mount, also when it starts again.
+
+    Below pytest's own it can't: each pytest that begins on the machine closes that one to all others.
+    """
+    with tempfile.TemporaryDirectory(prefix="phoenix-test-", dir="/var/tmp") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
 
 
 def require_lab() -> None:

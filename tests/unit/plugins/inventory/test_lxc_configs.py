@@ -122,6 +122,20 @@ def test_groups_of_what_is_served(entry: dict, served: list[str]) -> None:
     assert all(members(populated(config), name) == ["ctid_921"] for name in served)
 
 
+def test_what_is_served_under_other_letters_has_groups_of_its_own() -> None:
+    """Two models are no replicas of each other because their names have letters that ASCII has not."""
+    served = {"910": "通义千问", "920": "文心一言", "921": "qwen 2.5/7b"}
+    containers = {
+        ctid: {"name": f"a{ctid}", "template": "x", "application_script": "vllm.sh",
+               "vllm_engine_config": {"ModelConfig": {"model": "m/x"}, "ServerConfig": {"served_model_name": name}}}
+        for ctid, name in served.items()
+    }  # fmt: skip
+    inventory = populated({"lxc_configs": {"900": BASE, **containers}})
+    assert {name: members(inventory, name) for name in inventory.groups if name.startswith("serves_")} == {
+        "serves_通义千问": ["ctid_910"], "serves_文心一言": ["ctid_920"], "serves_qwen_2_5_7b": ["ctid_921"],
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("top", "expected"),
     [
