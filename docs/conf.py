@@ -39,6 +39,9 @@ suppress_warnings = ["ref.ref", "myst.header"]
 _REPOSITORY = f"{_galaxy['repository']}/blob/main"
 
 
+_INDEX = "Roles, modules and plugins"
+
+
 def _links_to_the_repository(app, name, source):
     """A page names files of the checkout as it would on GitHub; in the site they are links to there."""
     source[0] = re.sub(r"\]\(\.\./([^)#\s]+)", rf"]({_REPOSITORY}/\1", source[0])
@@ -52,6 +55,7 @@ def _pages_of_plugins(app, name, source):
     text = re.sub(r"^\.\. contents::\n(?:[ ]+:.*\n)+", "", source[0], flags=re.M)
     if name == "collection/index":
         kinds = "\n".join(f"   *_{kind}" for kind in ("role", "module", "inventory", "connection", "lookup", "filter"))
+        text = re.sub(r"^Phoenix\.Hypervisor\n=+$", f"{_INDEX}\n{'=' * len(_INDEX)}", text, flags=re.M)
         text = f"{text}\n.. toctree::\n   :hidden:\n   :glob:\n\n{kinds}\n   environment_variables\n"
     else:
         text = re.sub(rf"^{re.escape(project)}\.(\w+ .* -- )", r"\1", text, flags=re.M)
