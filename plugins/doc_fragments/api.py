@@ -22,8 +22,8 @@ options:
   api_user:
     description:
       - User with its realm, such as V(root@pam). Without it, E(PROXMOX_USER).
-      - Devices, bind mounts, hook scripts and features other than C(nesting) are for root@pam alone, by password; a
-        token never counts as root@pam.
+      - Devices, bind mounts, hook scripts and features other than C(nesting) are for V(root@pam) alone, by password;
+        a token never counts as V(root@pam).
     type: str
   api_password:
     description: The user's password. Without it, E(PROXMOX_PASSWORD).

@@ -9,7 +9,9 @@ import os
 import re
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -56,3 +58,47 @@ def test_links_to_the_checkout_lead_to_the_repository(site):
 def test_the_picture_is_there(site):
     assert 'src="_images/architecture.svg"' in (site / "architecture.html").read_text()
     assert (site / "_images/architecture.svg").exists()
+
+
+class Page(HTMLParser):
+    """What a page refers to, and the places in it that others can refer to."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.targets: set[str] = set()
+        self.places: set[str] = set()
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag, attrs):
+        for name, value in attrs:
+            if name in ("href", "src") and value:
+                self.targets.add(value)
+            elif name in ("id", "name") and value:
+                self.places.add(value)
+
+
+def test_every_link_within_the_site_leads_somewhere(site):
+    pages = {path: Page(path) for path in site.rglob("*.html") if "_static" not in path.parts}
+    dead = []
+    for path, page in pages.items():
+        for target in page.targets:
+            if re.match(r"[a-z]+:", target):
+                continue
+            name, _hash, place = unquote(target).partition("#")
+            there = (path.parent / name.partition("?")[0]).resolve() if name else path
+            if not there.is_file() or (place and there in pages and place not in pages[there].places):
+                dead.append(f"{path.relative_to(site)}: {target}")
+    assert dead == []
+    assert sum(len(page.targets) for page in pages.values()) > 1000
+
+
+def test_no_page_has_an_error_of_the_theme_or_an_address_that_is_none(site):
+    pages = {path.name: path.read_text() for path in site.rglob("*.html")}
+    assert [name for name, text in pages.items() if "escape hatch" in text] == []
+    assert [name for name, text in pages.items() if "mailto:" in text] == []
+
+
+def test_every_page_of_a_plugin_is_below_its_index_in_the_menu(site):
+    text = (site / "collection/index.html").read_text()
+    for path in (site / "collection").glob("*_*.html"):
+        assert re.search(rf'<li class="toctree-l2[^>]*><a class="reference internal" href="{path.name}">', text), path

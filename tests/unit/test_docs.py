@@ -6,9 +6,13 @@
 from __future__ import annotations
 
 import ast
+import html
+import importlib.machinery
+import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -136,6 +140,30 @@ def test_a_message_is_the_code_s_own(message):
         assert part in TEXTS, part
 
 
+# Of the pages that have a table of what goes wrong; those of AWX and Ansible are not the code's own.
+SAID = [
+    (name, message)
+    for name in ("certificates", "awx")
+    for row in re.findall(r"^\| ([^|]*`[^|]*) \|", (ROOT / f"docs/{name}.md").read_text().partition("rong\n")[2], re.M)
+    for message in re.findall(r"`([^`]+)`", row)
+]
+OTHERS_WORDS = ("Playbook not found for project", "unknown plugin '", "Specified hosts and/or --limit", "group_vars/")
+
+
+@pytest.mark.parametrize(("page", "message"), SAID)
+def test_what_a_page_says_goes_wrong_is_the_code_s_own_message(page, message):
+    if message.startswith(OTHERS_WORDS):
+        return
+    parts = [part.strip() for part in message.split("…") if len(part.strip()) > 3]
+    assert parts
+    for part in parts:
+        assert part in TEXTS, part
+
+
+def test_both_pages_have_such_messages():
+    assert {page for page, _message in SAID} == {"certificates", "awx"} and len(SAID) > 9
+
+
 def test_messages_are_many_and_the_most_usual_failures_are_among_them():
     from ansible_collections.phoenix.hypervisor.plugins.module_utils import server_failures
 
@@ -143,6 +171,71 @@ def test_messages_are_many_and_the_most_usual_failures_are_among_them():
     told = [failure.name for failure in server_failures.FAILURES
             if any(failure.remedy.startswith(message.partition("…")[0]) for message in MESSAGES)]  # fmt: skip
     assert len(told) >= 9, told
+
+
+# --- what a person does by the pages ---------------------------------------------------------------------------------
+
+
+def test_secrets_where_the_page_puts_them_are_read_beside_the_example_s_own_variables(tmp_path):
+    """A file NAME.yml beside a folder NAME is not read by Ansible."""
+    (place,) = re.findall(r"ansible-vault create inventories/site/(\S+)", (ROOT / "docs/start-node.md").read_text())
+    site = tmp_path / "site"
+    shutil.copytree(ROOT / "inventories/example", site)
+    (site / place).write_text("vllm_model_server_api_key: sk-of-the-vault\n")
+    done = subprocess.run(
+        ["ansible-inventory", "-i", str(site / "lxc_configs.yml"), "--host", "ctid_921"], cwd=ROOT, env=environment(),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    found = json.loads(done.stdout)
+    assert (found["certificate_source"], found["vllm_model_server_api_key"]) == ("self_signed", "sk-of-the-vault")
+
+
+# --- screens ---------------------------------------------------------------------------------------------------------
+
+
+def screens():
+    """tools/screens, which makes them."""
+    loader = importlib.machinery.SourceFileLoader("screens", str(ROOT / "tools/screens"))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("screens", loader))
+    sys.modules["screens"] = module  # dataclasses look there
+    loader.exec_module(module)
+    return module
+
+
+def test_every_screen_is_shown_and_is_of_the_command_that_makes_it():
+    pages = "".join(page.read_text() for page in PAGES)
+    made = screens().SCREENS
+    names = {f"{screen.name}.svg" for screen in made} | {"benchmark-plot.svg"}
+    assert {path.name for path in (ROOT / "docs/screens").iterdir()} == names
+    assert [name for name in names if f"screens/{name})" not in pages] == []
+    for screen in made:
+        text = html.unescape((ROOT / f"docs/screens/{screen.name}.svg").read_text()).replace("\xa0", " ")
+        words = re.sub(r"\s+", " ", " ".join(re.findall(r">([^<>]+)</text>", text)).replace("\\", ""))
+        assert f"$ {screen.command}" in words, screen.name
+        assert not re.search(r"(?:url\(|href=|src=)[\"']?https?:", text), screen.name
+        assert problem_of(screen.command) == "", screen.name
+
+
+def problem_of(command: str) -> str:
+    (words,) = docs_blocks.commands(command)
+    return docs_blocks.problem(words)
+
+
+def test_parts_of_a_screen():
+    tool = screens()
+    screen = tool.Screen("x", "y", (("B", "C"), ("E", "")))
+    assert [re.sub(r"\x1b\[\d*m", "", line) for line in tool.shown(screen, list("aBbCdEf"))] == [
+        "… 1 line …", "B", "b", "… 2 lines …", "E", "f",
+    ]  # fmt: skip
+    assert tool.shown(tool.Screen("x", "y"), ["a", "b"]) == ["a", "b"]
+    with pytest.raises(SystemExit, match="no line with 'E'"):
+        tool.shown(screen, list("aBC"))
+
+
+def test_a_command_is_shown_as_a_shell_takes_it():
+    tool = screens()
+    lines = tool.over_lines(f"ansible-playbook {' '.join(['-e a=1'] * 40)}")
+    assert max(map(len, lines)) <= tool.COLUMNS and all(line.endswith("\\") for line in lines[:-1])
 
 
 # --- pages that are made, and links --------------------------------------------------------------------------------
