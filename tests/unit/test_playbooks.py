@@ -1,13 +1,16 @@
 # Copyright (c) 2026 The Phoenix Hypervisor team
 # GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the playbook passes to the roles agrees with the roles and with the inventory."""
+"""What the playbooks pass to the roles agrees with the roles and with the inventory, and whom they concern."""
 from __future__ import annotations
 
 import ast
+import json
 import re
+import subprocess
 from pathlib import Path
 
+import ansible_programs
 import pytest
 import yaml
 from ansible_collections.phoenix.hypervisor.plugins.module_utils.lxc_config import ROLE_VARIABLES
@@ -68,3 +71,22 @@ def test_spec_and_defaults_agree(role):
         elif not option.get("required") and name in defaults:
             # What is empty, or made from other variables, is described in words.
             assert defaults[name] in (None, "", [], {}) or "{{" in str(defaults[name]), name
+
+
+def test_gpu_check_of_all_passes_by_what_has_no_gpu(tmp_path):
+    containers = {
+        "ctid_7": {}, "ctid_8": {"container_gpus": []}, "ctid_9": {"container_gpus": None},
+        "ctid_900": {"container_gpus": [0], "container_template": True},
+    }  # fmt: skip
+    inventory = tmp_path / "hosts.json"
+    inventory.write_text(json.dumps({"phoenix_containers": {
+        "hosts": containers, "vars": {"ansible_connection": "local"},
+    }}))  # fmt: skip
+    done = subprocess.run(
+        [*ansible_programs.command("ansible-playbook"), "-i", str(inventory), str(ROOT / "playbooks/gpu_check.yml")],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("ctid_7", "ctid_8", "ctid_9"):
+        assert f"{name} has no GPU assigned (gpu_assignment): nothing to check." in done.stdout
+    assert "ctid_900 is a template, in which nothing runs: nothing to check." in done.stdout
