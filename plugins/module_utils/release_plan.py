@@ -22,6 +22,8 @@ BEFORE = "before-"
 # What the record of a release has of its candidate. Locks are in files of their own.
 _RECORDED = ("release", "stack", "vllm", "torch", "cuda", "python", "channel", "method", "flashinfer", "requires")
 _SOURCE = ("repository", "commit", "version", "environment")
+# The Python that a distribution has by itself; where a stack wants another one, uv brings it.
+DISTRIBUTIONS = {"Debian 12": "3.11", "Debian 13": "3.13", "Ubuntu 22.04": "3.10", "Ubuntu 24.04": "3.12"}
 
 
 class StackError(ValueError):
@@ -353,9 +355,10 @@ def explain(output: str, python: str = "") -> str:
             "than the lock: use one that has the published files, or write the lock again (make lock)."
         )
     if "no interpreter found" in text or "no python" in text:
+        have = " or ".join(name for name, own in DISTRIBUTIONS.items() if own == ".".join(python.split(".")[:2]))
+        template = f"use a template that has it ({have}), or name" if have else "name"
         return (
-            f"The container has no Python {python}: use a template that has it (Debian 12 has 3.11), or name a mirror "
-            "of Python builds (vllm_stack_python_mirror)."
+            f"The container has no Python {python}: {template} a mirror of Python builds (vllm_stack_python_mirror)."
         )
     if any(word in text for word in ("certificate", "unknownissuer", "ssl")):
         return (

@@ -207,6 +207,18 @@ def test_known_failures_say_what_to_do(output, remedy):
 
 
 @pytest.mark.parametrize(
+    ("python", "remedy"),
+    [
+        ("3.11", "no Python 3.11: use a template that has it (Debian 12), or name a mirror"),
+        ("3.12.4", "no Python 3.12.4: use a template that has it (Ubuntu 24.04), or name a mirror"),
+        ("3.9", "no Python 3.9: name a mirror of Python builds (vllm_stack_python_mirror)."),
+    ],
+)
+def test_a_missing_python_is_one_of_a_distribution(python, remedy):
+    assert remedy in release_plan.explain("error: No interpreter found", python)
+
+
+@pytest.mark.parametrize(
     ("properties", "message", "remedy"),
     [
         ({"Result": "oom-kill"}, "memory was not enough while it was building vllm", "max_jobs: 1"),
