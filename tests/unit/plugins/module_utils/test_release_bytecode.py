@@ -30,7 +30,9 @@ def release(folder: Path, text: str = "ANSWER = 42\n") -> Path:
 def archive(tmp_path) -> Path:
     """What another container has compiled."""
     first = release(tmp_path / "first")
-    py_compile.compile(str(first / SITE / "thing/one.py"))
+    # Beside its source, wherever the tests' own Python keeps what it compiles.
+    source = first / SITE / "thing/one.py"
+    py_compile.compile(str(source), cfile=str(source.parent / CACHED))
     assert release_bytecode.pack(first, tmp_path / "bytecode.zip") == 1
     return tmp_path / "bytecode.zip"
 
