@@ -24,6 +24,6 @@ class ActionModule(ActionBase):
         first = self._execute_module(task_vars=task_vars)
         if first.get("failed") or not first.get("running"):
             return {**result, **first}
-        last = progress.follow(self, task_vars or {}, **first["again"])
+        last = progress.follow(self, task_vars or {}, str(first.get("progress", "")), **first["again"])
         planned = {name: first[name] for name in ("plan", "diff", "invocation") if name in first}
         return {**result, **planned, **last, "changed": first.get("changed") or last.get("changed")}

@@ -29,12 +29,13 @@ ATTEMPTS = 4
 PAUSE = 5.0
 
 
-def follow(action: ActionBase, task_vars: dict[str, Any], **options: Any) -> dict[str, Any]:
+def follow(action: ActionBase, task_vars: dict[str, Any], begun: str = "", **options: Any) -> dict[str, Any]:
     """Call the task's module until its work is done, and return its last result.
 
     Args:
         action: the action plugin of the task.
         task_vars: the task's variables.
+        begun: how far a call was that came before these.
         options: of the module, besides those of the task.
 
     Raises:
@@ -46,6 +47,9 @@ def follow(action: ActionBase, task_vars: dict[str, Any], **options: Any) -> dic
     again: dict[str, Any] = {}
     shown, at, lost = "", -EVERY, 0
     changed = False
+    if begun:
+        display.display(f"[{_host(task_vars)}] {begun}")
+        shown, at = begun, time.monotonic()
     while True:
         if os.getppid() != parent:
             raise AnsibleError("ansible-playbook has ended. The work inside goes on.")

@@ -19,7 +19,8 @@ LATER = {"running": True, "changed": True, "progress": "loading, for 40 s", "aga
 def call(monkeypatch):
     """Run the action with a module that gives these results in turn. Returns (result, options of each call)."""
     monkeypatch.setattr(progress, "EVERY", 0.0)
-    monkeypatch.setattr(progress.display, "display", lambda text: None)
+    said = []
+    monkeypatch.setattr(progress.display, "display", said.append)
     monkeypatch.setattr(ActionBase, "run", lambda self, tmp, task_vars: {})
 
     def run(*results):
@@ -36,6 +37,7 @@ def call(monkeypatch):
         assert not left
         return result, calls
 
+    run.said = said
     return run
 
 
@@ -49,6 +51,7 @@ def test_what_the_first_call_planned_is_the_task_s(call):
     assert (result["plan"], result["diff"], result["changed"]) == (["restart x"], ["d"], True)
     assert "running" not in result and result["completion"] == "x"
     assert calls == [None, {"unit": "u", **RUNNING["again"]}, {"unit": "u", **RUNNING["again"]}]
+    assert call.said == ["[ctid_921] loading, for 8 s", "[ctid_921] loading, for 40 s"], "what the first call said, too"
 
 
 def test_a_change_that_was_undone_failed(call):

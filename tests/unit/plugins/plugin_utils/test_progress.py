@@ -60,6 +60,11 @@ def test_it_goes_on_until_the_work_is_done(said):
     assert said == ["[ctid_921] a", "[ctid_921] b"], "a line for each that is new"
 
 
+def test_how_far_a_call_before_was_is_told_at_once(said):
+    progress.follow(Action(running("a"), running("b"), {}), HOST, "a")
+    assert said == ["[ctid_921] a", "[ctid_921] b"]
+
+
 def test_a_failure_ends_it(said):
     action = Action(running("a"), {"failed": True, "msg": "x", "running": True})
     assert progress.follow(action, HOST)["msg"] == "x"
