@@ -65,8 +65,8 @@ test-awx: $(DEV) ## AWX as code on a stand-in for its API, the execution environ
 # Three streams at the same time; each file has CTIDs of its own. What is the whole node's (another release of Proxmox VE,
 # the lab itself) is in the first one only.
 lab-tests = $(foreach name,$(1),$(wildcard tests/lab/test_$(name).py))
-SERVERS := $(call lab-tests,benchmark* certificate* gpu_check model_* two* verify watchdog)
-OTHERS := $(call lab-tests,adopt awx* connection declaration docs models nvidia refuse status vllm* waves)
+SERVERS := $(call lab-tests,benchmark* certificate* gpu_check model_* nvidia two* verify watchdog)
+OTHERS := $(call lab-tests,adopt awx* connection declaration docs models refuse status vllm* waves)
 NODE := lab/tests $(filter-out $(SERVERS) $(OTHERS),$(wildcard tests/lab/test_*.py))
 test-lab: $(DEV) lab-up ## The modules, the connection, the roles and the lab itself, on real containers
 	@tools/step "lab tests" tools/side_by_side $(foreach files,NODE SERVERS OTHERS,'python -m pytest -m "lab and not full" $($(files))')
