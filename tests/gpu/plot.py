@@ -25,13 +25,11 @@ from matplotlib.figure import Figure
 
 # Blue and orange differ for everybody, in print, too.
 COLORS = ("#0b62a4", "#d95f02")
-LIMIT = 0.98
 
 
 def short(load: Mapping[str, int]) -> str:
     """A load in three short lines."""
-    plural = "" if load["streams"] == 1 else "s"
-    return f"{load['streams']} stream{plural}\n{load['input_tokens']} in\n{load['output_tokens']} out"
+    return f"{report.plural(load['streams'], 'stream')}\n{load['input_tokens']} in\n{load['output_tokens']} out"
 
 
 def rates(axes: Any, found: Mapping[str, Any], names: tuple[str, str]) -> None:
@@ -71,8 +69,9 @@ def ratios(axes: Any, found: Mapping[str, Any], limit: bool) -> None:
                       color=COLORS[0])  # fmt: skip
     axes.axhline(1, color="#555555", linewidth=0.8, zorder=0)
     if limit:
-        axes.axhline(LIMIT, color="#b00020", linewidth=1, linestyle="--", zorder=0)
-        axes.annotate(f"{LIMIT}", (len(series) - 0.42, LIMIT), color="#b00020", fontsize=8, va="top", ha="right")
+        axes.axhline(report.RATIO, color="#b00020", linewidth=1, linestyle="--", zorder=0)
+        axes.annotate(f"{report.RATIO}", (len(series) - 0.42, report.RATIO), color="#b00020", fontsize=8, va="top",
+                      ha="right")  # fmt: skip
     axes.set_xticks(range(len(series)), [*(short(load) for load in found["loads"]), "all loads"], fontsize=8)
     axes.set_xlim(-0.5, len(series) - 0.4)
     axes.set_title("ratio: each round, the median, 95 % of resamples", loc="left", fontsize=9)

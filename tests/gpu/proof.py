@@ -88,7 +88,6 @@ LOADS = [
 ]
 # Requests that are sampled by top-k and top-p, which is what FlashInfer's sampler does.
 SAMPLING = {"temperature": 0.8, "top_p": 0.95, "top_k": 40}
-RATIO = 0.98
 # What is compared, and with what.
 COMPARISONS = {"rendered": ("rendered", "hand_made"), "sampler": ("rendered", "sampler_off")}
 NAMES = {"rendered": "rendered_to_hand_made", "sampler": "sampler_on_to_off"}
@@ -139,6 +138,11 @@ def parted(processors: Sequence[int], parts: int) -> list[tuple[set[int], set[in
         return [(set(processors), set(processors))] * parts
     blocks = [processors[number * size : (number + 1) * size] for number in range(parts)]
     return [(set(block[: size * 3 // 4]), set(block[size * 3 // 4 :])) for block in blocks]
+
+
+def suffix(gpus: Sequence[int]) -> str:
+    """How names in the result end for servers on these GPUs."""
+    return "_tp2" if len(gpus) > 1 else ""
 
 
 def stolen() -> tuple[int, int]:
@@ -610,7 +614,7 @@ class Proof:
         """Measure a pair in turns, one load of one after the same of the other, as long as there is time."""
         loads = benchmark_client.checked_loads(LOADS[:2] if self.options.tiny else LOADS)
         gpus = pair[0].gpus
-        name = NAMES[what] + ("_tp2" if len(gpus) > 1 else "")
+        name = NAMES[what] + suffix(gpus)
         said = f"{name}, GPU {', '.join(map(str, gpus))}, start {start}"
         kinds = COMPARISONS[what]
         try:
@@ -663,7 +667,7 @@ class Proof:
 
     def wait(self, server: Server, cold: bool) -> None:
         """Wait for a server, and keep how long it took; of each kind the first one is described."""
-        name = f"server_{'cold_' if cold else ''}{server.kind}" + ("_tp2" if len(server.gpus) > 1 else "")
+        name = f"server_{'cold_' if cold else ''}{server.kind}{suffix(server.gpus)}"
         try:
             seconds = server.wait(min(400, max(self.left(), 5)))
         except ProofError as error:
@@ -689,11 +693,11 @@ class Proof:
             self.wrong.append(f"{name}: nothing was measured")
             return
         said = "the rendered server has {:.3f} of the hand-made one's tokens per second ({:.3f} to {:.3f})"
-        if found["overall"]["median"] < RATIO:
+        if found["overall"]["median"] < report.RATIO:
             overall = said.format(found["overall"]["median"], *found["overall"]["interval"])
             self.wrong.append(f"{name}: over all loads {overall}")
         self.wrong += [f"{name}: at {load} {said.format(ratio['median'], *ratio['interval'])}"
-                       for load, ratio in found["ratios"].items() if ratio["interval"][1] < RATIO]  # fmt: skip
+                       for load, ratio in found["ratios"].items() if ratio["interval"][1] < report.RATIO]  # fmt: skip
 
     def same(self, name: str, one: Server, other: Server) -> None:
         """Look whether vLLM gave both engines the same settings, by what it says."""
@@ -711,7 +715,7 @@ class Proof:
         :param places: GPUs for a server; those of two places are measured at the same time
         :param whats: the comparisons
         """
-        suffix = "_tp2" if len(places[0]) > 1 else ""
+        parallel = suffix(places[0])
         waves = ([list(zip(itertools.cycle(whats), places))] if len(places) >= len(whats)
                  else [[(what, places[0])] for what in whats])  # fmt: skip
         kinds = dict.fromkeys(kind for what in whats for kind in COMPARISONS[what] if kind != "hand_made")
@@ -722,7 +726,7 @@ class Proof:
                 self.rendered(kind, gpus)
         together = [cold] if len(places) >= len(cold) else [[one] for one in cold]
         servers = [server for wanted in together for server in self.begin(*wanted, cold=True)]
-        self.verified(f"verify{suffix}", servers[0])
+        self.verified(f"verify{parallel}", servers[0])
         usable = self.alive(*servers)
         self.stop_all()
         self.wait_for_client()
@@ -735,9 +739,9 @@ class Proof:
                 self.start_and_measure(start, wave)
         for what in whats:
             if what == "rendered":
-                self.judge(NAMES[what] + suffix)
+                self.judge(NAMES[what] + parallel)
             else:
-                self.sampler_verdict(NAMES[what] + suffix)
+                self.sampler_verdict(NAMES[what] + parallel)
 
     def start_and_measure(self, start: int, wave: Sequence[tuple[str, Sequence[int]]]) -> None:
         """Start pairs of servers, measure them, end them.
@@ -756,9 +760,8 @@ class Proof:
         for thread in threads:
             thread.join()
         for what, pair in pairs:
-            suffix = "_tp2" if len(pair[0].gpus) > 1 else ""
             if what == "rendered":
-                self.same(NAMES[what] + suffix, *pair)
+                self.same(NAMES[what] + suffix(pair[0].gpus), *pair)
             else:
                 for arm, server in zip(("on", "off"), pair):
                     self.used.setdefault(arm, []).append(benchmark.sampler_in("\n".join(server.lines())))

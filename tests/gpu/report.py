@@ -17,6 +17,8 @@ from typing import Any
 
 UNITS = {"output_tokens_per_second": ("tokens/s", 0), "first_token_ms": ("first token, ms", 1),
          "inter_token_ms": ("between tokens, ms", 2)}  # fmt: skip
+# What the rendered server must have of the hand-made one's tokens per second.
+RATIO = 0.98
 # Name in the result, title, what the two are called.
 COMPARISONS = (
     ("rendered_to_hand_made", "The rendered server and the hand-made command line", ("rendered", "hand-made")),
@@ -35,8 +37,7 @@ SERVERS = {
 
 def load_name(load: Mapping[str, int]) -> str:
     """A load in a few words."""
-    plural = "" if load["streams"] == 1 else "s"
-    return f"{load['streams']} stream{plural}, {load['input_tokens']} in, {load['output_tokens']} out"
+    return f"{plural(load['streams'], 'stream')}, {load['input_tokens']} in, {load['output_tokens']} out"
 
 
 def warning(machine: Mapping[str, Any]) -> str:
