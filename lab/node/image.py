@@ -233,6 +233,15 @@ def _debian_blocks(text: str) -> str:
     return "\n\n".join(kept)
 
 
+def build_environment(machine: Machine, environ: Mapping[str, str]) -> dict[str, str]:
+    """What the programs of the archive see while they are installed: the way to the mirrors, and nothing else of ours.
+
+    Python inside would write its caches into the archive below a ``PYTHONPYCACHEPREFIX``, for instance.
+    """
+    own = {"PATH": environ["PATH"], "HOME": "/root", "LC_ALL": "C.UTF-8", "TMPDIR": "/var/tmp"}
+    return {**machine.proxies, **own}
+
+
 def build(machine: Machine, target: Path) -> None:
     """Make the archive with mmdebstrap. It appears under its name only when it is complete."""
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -269,7 +278,7 @@ def build(machine: Machine, target: Path) -> None:
         try:
             done = subprocess.run(
                 argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False,
-                env={**os.environ, "LC_ALL": "C.UTF-8", "TMPDIR": "/var/tmp"},
+                env=build_environment(machine, os.environ),
             )  # fmt: skip
             if done.returncode:
                 words = "\n".join((done.stdout + done.stderr).strip().splitlines()[-15:])

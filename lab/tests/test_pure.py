@@ -333,6 +333,18 @@ def test_certificates_and_indexes_reach_pip_and_uv() -> None:
 # --- lab up's refusals -----------------------------------------------------------------------------------------------
 
 
+def test_nothing_of_the_callers_environment_gets_into_the_archive() -> None:
+    callers = {"PATH": "/bin", "HOME": "/home/me", "PYTHONPYCACHEPREFIX": "/home/me/cache", "LANG": "de_DE.UTF-8"}
+    seen = image.build_environment(machine(proxies={"https_proxy": "http://p:1"}), callers)
+    assert seen == {
+        "PATH": "/bin",
+        "HOME": "/root",
+        "LC_ALL": "C.UTF-8",
+        "TMPDIR": "/var/tmp",
+        "https_proxy": "http://p:1",
+    }
+
+
 def test_real_proxmox_is_refused(tmp_path: Path) -> None:
     lab.refuse_real_node(tmp_path)
     (tmp_path / "usr/bin").mkdir(parents=True)

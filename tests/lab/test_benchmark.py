@@ -222,7 +222,7 @@ def test_a_sampler_that_can_t_be_compared_leaves_the_server_and_the_result(site)
     """The client fails in the second turn, while the server has the sampler off."""
     before, history = site.main_pid(), site.history()
     process = site.start(playbook=PLAYBOOK, benchmark_sampler=True, benchmark_sampler_rounds=1)
-    wait_until(lambda: "SAMPLER=0" in site.inside(f"cat /etc/systemd/system/{UNIT}"), 120)
+    site.until(process, lambda: "SAMPLER=0" in site.inside(f"cat /etc/systemd/system/{UNIT}"), 120)
     site.says("client", "half")
     said = " ".join(process.communicate(timeout=300)[0].split())
     site.says("client", "")
@@ -238,7 +238,7 @@ def test_a_sampler_that_can_t_be_compared_leaves_the_server_and_the_result(site)
 def test_a_server_that_ends_meanwhile_ends_the_run(site):
     site.says("client", "slow-60")
     process = site.start(playbook=PLAYBOOK)
-    wait_until(lambda: site.inside(f"{RUNNING} || true") == "active", 60)
+    site.until(process, lambda: site.inside(f"{RUNNING} || true") == "active", 60)
     # Two at a time would measure each other.
     assert "Another benchmark of this server is being run" in site.measure(code=2)
     site.inside(f"systemctl restart {UNIT}")
@@ -286,7 +286,7 @@ def test_what_is_wrong_on_the_control_node_is_told_before_anything_is_measured(s
 def test_a_run_that_nobody_waits_for_any_more_ends(site):
     site.says("client", "slow-600")
     process = site.start(playbook=PLAYBOOK)
-    wait_until(lambda: site.inside(f"{RUNNING} || true") == "active", 60)
+    site.until(process, lambda: site.inside(f"{RUNNING} || true") == "active", 60)
     # ansible-core's workers are in sessions of their own, and notice it by themselves.
     process.kill()
     process.wait()

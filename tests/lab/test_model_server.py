@@ -84,9 +84,10 @@ def test_a_second_run_changes_nothing(site):
     assert "changed=0" in site.run()
     assert site.main_pid() == pid
     assert inside("cat /var/lib/vllm_model_server/*.json /etc/vllm/*") == state
-    assert inside(
-        "cd / && find etc/vllm etc/systemd var/lib/vllm_model_server usr/local opt/vllm -newer /proc/1"
-    ) == before
+    assert (
+        inside("cd / && find etc/vllm etc/systemd var/lib/vllm_model_server usr/local opt/vllm -newer /proc/1")
+        == before
+    )
 
 
 def test_the_unit(site):
@@ -188,7 +189,7 @@ def test_a_run_that_is_killed_in_the_middle(site, moment):
     before = inside(states)
     process = site.start(**change)
     # From the first thing that it writes on.
-    wait_until(lambda: inside(states) != before, 60)
+    site.until(process, lambda: inside(states) != before, 60)
     time.sleep(moment)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -209,7 +210,7 @@ def test_a_killed_change_to_something_bad_is_undone_by_the_next_run(site):
     site.run(**site.engine_config("good", max_num_seqs=2))
     before = live()
     process = site.start(**site.engine_config("hangs"))
-    wait_until(lambda: "hangs" in inside(f"cat /etc/systemd/system/{UNIT}"), 60)
+    site.until(process, lambda: "hangs" in inside(f"cat /etc/systemd/system/{UNIT}"), 60)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     said = site.run(code=2, vllm_model_server_ready_timeout=5, **site.engine_config("hangs"))

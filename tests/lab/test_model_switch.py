@@ -115,7 +115,7 @@ def test_the_old_server_answers_until_the_new_one_does(site):
     before.connect()
     with client() as steady:
         process = site.start("--diff", **site.engine_config("loads"))
-        wait_until(lambda: NEXT in site.inside("ls /run/systemd/system"), 90)
+        site.until(process, lambda: NEXT in site.inside("ls /run/systemd/system"))
         time.sleep(2.5)
         body = json.dumps({"model": "m", "prompt": "Slowly"})
         before.request("POST", "/v1/completions", body, {"Authorization": f"Bearer {KEY}"})
@@ -197,10 +197,10 @@ def test_a_run_that_is_killed_in_the_middle_is_repaired_by_the_next(site, moment
     before = site.answer()
     with client() as steady:
         process = site.start(**site.engine_config(model))
-        wait_until(lambda: NEXT in site.inside("ls /run/systemd/system"), 90)
+        site.until(process, lambda: NEXT in site.inside("ls /run/systemd/system"))
         if moment == "restart":
-            wait_until(lambda: "dnat" in site.inside("nft list ruleset"), 90)
-            wait_until(lambda: model in site.inside(f"cat /etc/systemd/system/{UNIT}"), 90)
+            site.until(process, lambda: "dnat" in site.inside("nft list ruleset"))
+            site.until(process, lambda: model in site.inside(f"cat /etc/systemd/system/{UNIT}"))
         kill(process)
         time.sleep(1)
         said = site.run("--diff", **site.engine_config(model))
@@ -213,7 +213,7 @@ def test_a_run_that_is_killed_in_the_middle_is_repaired_by_the_next(site, moment
 def test_a_run_that_another_one_follows_waits_no_more_and_undoes_nothing(site):
     before = site.answer()
     process = site.start(**site.engine_config("slow"))
-    wait_until(lambda: NEXT in site.inside("ls /run/systemd/system"), 90)
+    site.until(process, lambda: NEXT in site.inside("ls /run/systemd/system"))
     current = re.search(r" (\S+) None$", before)[1]
     assert "end the server beside it" in site.run("--diff", **site.engine_config(current))
     said, _nothing = process.communicate(timeout=120)
@@ -225,7 +225,7 @@ def test_a_run_that_another_one_follows_waits_no_more_and_undoes_nothing(site):
 def test_what_a_killed_run_left_is_ended_by_one_that_wants_something_else(site):
     site.run()
     process = site.start(**site.engine_config("slow"))
-    wait_until(lambda: NEXT in site.inside("ls /run/systemd/system"), 90)
+    site.until(process, lambda: NEXT in site.inside("ls /run/systemd/system"))
     kill(process)
     with client() as steady:
         assert "end the server beside it" in site.run("--diff")
@@ -236,7 +236,7 @@ def test_what_a_killed_run_left_is_ended_by_one_that_wants_something_else(site):
 def test_a_container_that_restarts_in_the_middle_has_one_state(site):
     before = site.answer()
     process = site.start(**site.engine_config("slow"))
-    wait_until(lambda: NEXT in site.inside("ls /run/systemd/system"), 90)
+    site.until(process, lambda: NEXT in site.inside("ls /run/systemd/system"))
     kill(process)
     pct("reboot", str(VMID))
     wait_until(site.answers, 60)

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import ssl
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import yaml
-from lab_modules import OSTEMPLATE, ROOT, destroy, pct
+from lab_modules import OSTEMPLATE, ROOT, destroy, pct, wait_until
 from lab_modules import inside as inside_of
 
 PLAYBOOK = str(Path(sys.executable).with_name("ansible-playbook"))
@@ -128,6 +129,17 @@ class Site:
             self.command(options, playbook, variables), cwd=ROOT, env=environment, text=True, start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
+
+    def until(self, process: subprocess.Popen[str], condition: Callable[[], bool], seconds: float = 90) -> None:
+        """Wait until a run that was started has come so far. What it said and does is shown where it doesn't."""
+        try:
+            wait_until(lambda: process.poll() is not None or condition(), seconds)
+        except AssertionError:
+            does = self.inside("ps -eo pid,ppid,etimes,wchan:20,args")
+            os.killpg(process.pid, signal.SIGTERM)
+            said = process.communicate(timeout=60)[0]
+            raise AssertionError(f"it did not come to that in {seconds} s:\n{said}\n{does}") from None
+        assert process.poll() is None or condition(), f"it ended before that:\n{process.communicate()[0]}"
 
     def run(self, *options: str, playbook: str = "", code: int = 0, **variables) -> str:
         """The same, to its end, which must be this one. Returns what was said, without the YAML's folding."""
