@@ -173,9 +173,10 @@ def main() -> int:
 
 
 def _code() -> str:
-    """Changes with the lab's code: a server of older code is started anew."""
-    files = sorted((settings.CHECKOUT_LAB / "node").glob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+    """Changes with the lab's code and its place: a server of older code, or of another checkout, is started anew."""
+    folder = settings.CHECKOUT_LAB / "node"
+    parts = (bytes(folder), *(path.read_bytes() for path in sorted(folder.glob("*.py"))))
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def _running() -> dict[str, Any]:

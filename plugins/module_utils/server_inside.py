@@ -209,8 +209,7 @@ class Server:
     def obstacle(self) -> str:
         """Return why connections can't be sent to another port, "" when they can."""
         try:
-            # In check mode only the words are looked at. Else the table, without a rule in it, tells what the kernel
-            # has.
+            # In check mode only the words are looked at. Else rules for no port tell what the kernel has.
             self.nft(server_switch.rules(), *(["--check"] if self.module.check_mode else []))
             if not self.module.check_mode:
                 self.nft(server_switch.no_rules())
@@ -372,7 +371,6 @@ class Server:
         if digest == target.digest and self.properties(self.beside_name).get("ActiveState") == "active":
             return
         self.end_beside(kill=True)
-        self.nft(server_switch.rules())
         with socket.socket() as free:
             free.bind(("", 0))
             port = free.getsockname()[1]
@@ -408,9 +406,9 @@ class Server:
         """Return the port of the server beside, 0 when there is none."""
         return server_switch.port_of(read_text(self.beside_file))
 
-    def send(self, probe: Mapping[str, Any], to: int) -> None:
-        """Send new connections to the server beside, or (0) to the server itself again."""
-        self.nft(server_switch.rules(probe["port"], to, server_switch.only_host(probe)))
+    def send(self, probe: Mapping[str, Any], new: bool) -> None:
+        """Send new connections to the server beside, or to the server itself again; those that went stay there."""
+        self.nft(server_switch.rules(probe["port"], self.beside_port(), server_switch.only_host(probe), new))
 
     def end_beside(self, kill: bool = False) -> None:
         """End the server beside, and have no rule left."""

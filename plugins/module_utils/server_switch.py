@@ -4,7 +4,7 @@
 """How one state of the model server takes another one's place without a gap, and whether there is room for that.
 
 The new state is started beside the running server, on another port. Once it answers, new connections to the server's
-port go to it, by a rule of nftables in the container; those that are there stay where they are, so what is being
+port go to it, by rules of nftables in the container; those that are there stay where they are, so what is being
 answered is answered to its end. Then the server itself is restarted with the new state, the rule is taken away, and the
 one beside ends. So the model is loaded twice, and the server's own unit is the one that runs in the end.
 
@@ -27,6 +27,9 @@ from ansible_collections.phoenix.hypervisor.plugins.module_utils import engine_a
 GIB = 1024**3
 # The table of nftables that is there during a switch only.
 TABLE = "phoenix_model_server"
+_ADDRESSES = {"ip": "ipv4_addr", "ip6": "ipv6_addr"}
+# How many connections it may remember; it takes memory for those that there are.
+_CLIENTS = 1_000_000
 # Where the units are that a restart of the container forgets.
 FOLDER = "/run/systemd/system"
 # What an engine has on a GPU besides its share: CUDA's context, and graphs that are captured after the cache was made.
@@ -120,30 +123,52 @@ def _other(unit: str, description: str, without: Sequence[str], lines: Sequence[
     return "\n".join([*head, *kept, *lines]) + "\n"
 
 
-def rules(port: int = 0, to: int = 0, host: str = "") -> str:
-    """Return what `nft -f -` reads to send new connections of a port to another one, or no more.
+def rules(port: int = 0, to: int = 0, host: str = "", new: bool = True) -> str:
+    """Return what `nft -f -` reads to send the connections of a port to another one.
 
-    Only a connection's first packet is looked at: what began before the rule goes on where it is, and what began under
-    it does so after it, as long as the table is there. Root inside asks the server itself.
+    A connection's first packet decides, and a set remembers its client, so what began before the rules goes on where it
+    is, and what began under them does so after them, as long as the table is there. Root inside asks the server itself.
+
+    The kernel's own way (dnat) has it track connections. It takes up those that have begun, too, and where packets of
+    both directions come at that moment, it sends the answers from another port; and of those that are open when the
+    rules go, it remembers where they went, for a later client with the same number. So ports are rewritten here, packet
+    by packet, before the kernel tracks connections for anybody else, and after.
 
     Args:
-        port: the server's.
-        to: the other one, 0 for no more.
+        port: the server's. No packet has the number 0: that tells whether the kernel has all that it takes.
+        to: the other one.
         host: the one address that the server listens on, C("") for all.
+        new: whether new connections go there, too, and not only those that do.
     """
-    text = (
-        f"add table inet {TABLE}\n"
-        f"add chain inet {TABLE} from_outside {{ type nat hook prerouting priority -100; }}\n"
-        f"add chain inet {TABLE} from_inside {{ type nat hook output priority -100; }}\n"
-        f"flush table inet {TABLE}\n"
-    )
-    if not to:
-        return text
-    address = f"{'ip6' if ':' in host else 'ip'} daddr {host} " if host else ""
-    what = f"fib daddr type local {address}tcp dport {port} tcp flags & (fin | syn | rst | ack) == syn dnat to :{to}\n"
-    return (
-        text + f"add rule inet {TABLE} from_outside {what}add rule inet {TABLE} from_inside meta skuid != 0 {what}"
-    )
+    table = f"inet {TABLE}"
+    lines = [f"add table {table}"]
+    for family, address in _ADDRESSES.items():
+        lines.append(
+            f"add set {table} sent_{family} {{ type {address} . inet_service; flags dynamic; size {_CLIENTS}; }}"
+        )
+    for chain, hook in (("from_outside", "prerouting"), ("from_inside", "output"), ("answers", "postrouting")):
+        priority = 300 if chain == "answers" else -300
+        lines.append(f"add chain {table} {chain} {{ type filter hook {hook} priority {priority}; }}")
+    lines.append(f"flush table {table}")
+    for family in _ADDRESSES:
+        if host and (":" in host) != (family == "ip6"):
+            continue
+        only = f"{family} daddr {host} " if host else ""
+        asks = f"fib daddr type local {only}tcp dport {port}"
+        begins = f"{asks} tcp flags & (fin | syn | rst | ack) == syn"
+        client, sent = f"{family} saddr . tcp sport", f"@sent_{family}"
+        note, forget = (f"{word} {sent} {{ {client} }}" for word in ("add" if new else "delete", "delete"))
+        from_outside, from_inside = f"add rule {table} from_outside", f"add rule {table} from_inside"
+        lines += [
+            # What a process inside asks was looked at when it went out.
+            f'{from_outside} iifname != "lo" {begins} {note}',
+            f'{from_outside} iifname != "lo" {asks} {client} {sent} tcp dport set {to}',
+            f"{from_inside} meta skuid != 0 {begins} {note}",
+            f"{from_inside} meta skuid 0 {begins} {forget}",
+            f"{from_inside} {asks} {client} {sent} tcp dport set {to}",
+            f"add rule {table} answers tcp sport {to} {family} daddr . tcp dport {sent} tcp sport set {port}",
+        ]
+    return "\n".join(lines) + "\n"
 
 
 def no_rules() -> str:

@@ -536,7 +536,7 @@ class Run:
     def take_over(self, target):
         """The server beside has answered: from here on it gets what comes in."""
         try:
-            self.server.send(target.probe, self.server.beside_port())
+            self.server.send(target.probe, new=True)
         except ServerError as error:
             self.failed(target, str(error))
         self.waiting.update(phase="drain", since=time.time(), line="")
@@ -569,7 +569,7 @@ class Run:
         if not server.beside_port():
             self.finish(target)
         try:
-            server.send(target.probe, 0)
+            server.send(target.probe, new=False)
         except ServerError:
             # Without the rule there is nothing to send back.
             server.end_beside()

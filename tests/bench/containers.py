@@ -1,7 +1,7 @@
 # Copyright (c) 2026 The Phoenix Hypervisor team
 # GNU General Public License v3.0 or later (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How many C(pct) calls pct_container makes, and how long it takes, for one container and for 20. CTIDs 559 to 579.
+"""How many C(pct) calls pct_container makes, and how long it takes, for one container and for 20. CTIDs 720 to 740.
 
 The module runs as a process of its own on the lab's node, without a playbook around it:
 
@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 import lab_modules as lab
 
 DELAY = Path("/var/lib/phoenix-lab/pct-delay")
-TEMPLATE = 559
-CLONES = range(560, 580)
+TEMPLATE = 720
+CLONES = range(721, 741)
 UNIT = "s, of 1 s a call"
 
 Figures = dict[str, dict]
@@ -35,7 +35,7 @@ Figures = dict[str, dict]
 
 def declared(vmid: int) -> dict:
     """A clone and its configuration."""
-    net = {"name": "eth0", "bridge": "vmbr0", "ip": f"10.92.0.{vmid - 400}/24", "gw": "10.92.0.1"}
+    net = {"name": "eth0", "bridge": "vmbr0", "ip": f"10.92.0.{vmid - 560}/24", "gw": "10.92.0.1"}
     return {
         "vmid": vmid,
         "clone": {"vmid": TEMPLATE},

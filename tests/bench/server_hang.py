@@ -23,7 +23,7 @@ sys.path[:0] = [str(ROOT / ".ansible" / "collections"), str(ROOT / "tests" / "su
 from lab_modules import wait_until
 from model_site import UNIT, Site
 
-VMID, ADDRESS = 655, "10.92.0.62"
+VMID, ADDRESS = 655, "10.92.0.68"
 LIMIT = 20
 # Seconds from a look of the watchdog to the hang; it looks every five or six.
 MOMENTS = (1.0, 3.0, 5.0)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 
@@ -76,19 +77,38 @@ def test_names_of_units():
 
 
 def test_rules_send_new_connections_only():
-    text = server_switch.rules(8000, 40001)
-    assert text.count("tcp flags & (fin | syn | rst | ack) == syn dnat to :40001") == 2
-    assert "daddr" not in text.replace("fib daddr", "") and "flush table inet phoenix_model_server" in text
-    assert "ip daddr 10.92.0.63 tcp dport 8000" in server_switch.rules(8000, 1, "10.92.0.63")
-    assert "ip6 daddr fd00::1 tcp dport 8000" in server_switch.rules(8000, 1, "fd00::1")
-    # Without a rule the chains stay: what began under it goes on.
-    assert "dnat" not in server_switch.rules() and "add chain" in server_switch.rules()
+    lines = server_switch.rules(8000, 40001).splitlines()
+    begins = [line for line in lines if "tcp flags & (fin | syn | rst | ack) == syn" in line]
+    # By address family: from outside, from others inside, from root inside.
+    assert [re.search("(add|delete) @sent_(ip6?)", line).groups() for line in begins] == [
+        (word, family) for family in ("ip", "ip6") for word in ("add", "add", "delete")
+    ]
+    assert [line for line in lines if line.endswith("tcp dport set 40001") and "tcp dport 8000" not in line] == []
+    answers = [line.partition(" answers ")[2] for line in lines if line.startswith("add rule") and " answers " in line]
+    assert answers[0] == "tcp sport 40001 ip daddr . tcp dport @sent_ip tcp sport set 8000" and len(answers) == 2
+    # The kernel must not track connections for this.
+    assert not re.search(r"\bct\b|nat\b", "\n".join(lines))
+
+
+def test_rules_that_send_no_more_leave_those_that_went():
+    one, other = server_switch.rules(8000, 40001), server_switch.rules(8000, 40001, new=False)
+    assert " add @sent" not in other and other == one.replace(" add @sent", " delete @sent")
+    assert other.count("flush table inet phoenix_model_server\n") == 1 and "flush set" not in other
     assert "delete table" in server_switch.no_rules()
+
+
+@pytest.mark.parametrize(("host", "family", "none"), [("10.92.0.63", "ip", "ip6"), ("fd00::1", "ip6", "ip")])
+def test_rules_for_one_address(host, family, none):
+    text = server_switch.rules(8000, 1, host)
+    asks = [line for line in text.splitlines() if "tcp dport 8000" in line]
+    assert len(asks) == 5 and all(f" {family} daddr {host} tcp dport 8000 " in line for line in asks)
+    assert f"{none} saddr" not in text
 
 
 @pytest.mark.skipif(not shutil.which("nft"), reason="there is no nft here")
 @pytest.mark.parametrize(
-    "script", [server_switch.rules(), server_switch.rules(8000, 1), server_switch.rules(8000, 1, "fd00::1")]
+    "script",
+    [server_switch.rules(), server_switch.rules(8000, 1), server_switch.rules(8000, 1, "fd00::1", new=False)],
 )
 def test_nft_understands_the_rules(script):
     done = subprocess.run(["nft", "--check", "-f", "-"], input=script, capture_output=True, text=True, check=False)
