@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from lab_modules import CONFIGS, OSTEMPLATE, ROOT, calls, destroy, inside, pct, require_lab
+from lab_modules import CONFIGS, OSTEMPLATE, ROOT, calls, destroy, inside, pct, require_lab, start
 from model_site import PLAYBOOK, UNIT
 
 pytestmark = pytest.mark.lab
@@ -67,7 +67,7 @@ class Site:
         )  # fmt: skip
         path = CONFIGS / f"{VMID}.conf"
         path.write_text(path.read_text() + "".join(f"{line}\n" for line in (*GPU_LINES, OWN)))
-        pct("start", str(VMID))
+        start(VMID)
         inside(VMID, "mkdir -p /opt/vllm/bin /opt/vllm/lib/python3.11/site-packages/vllm-0.10.2.dist-info "
                "/root/.cache/huggingface/hub/models--org--name /models/good; "
                "printf '#!/bin/sh\\nexec sleep infinity\\n' >/opt/vllm/bin/python; chmod 755 /opt/vllm/bin/python")

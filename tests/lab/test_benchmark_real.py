@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from lab_modules import OSTEMPLATE, destroy, inside, pct, require_lab
+from lab_modules import OSTEMPLATE, destroy, inside, pct, require_lab, start
 
 pytestmark = [pytest.mark.lab, pytest.mark.full]
 
@@ -52,7 +52,7 @@ def site(tmp_path_factory) -> Iterator[Path]:
     )  # fmt: skip
     subprocess.run(["ip", "neigh", "flush", "to", ADDRESS], check=True)
     try:
-        pct("start", str(VMID))
+        start(VMID)
         pct("push", str(VMID), str(ROOT / "lab/tiny_llama.py"), "/root/tiny_llama.py")
         inside(VMID, "mkdir /models && python3 /root/tiny_llama.py /models/tiny && chmod -R a+rX /models")
         tasks = [{"ansible.builtin.include_role": {"name": f"phoenix.hypervisor.{role}"}}

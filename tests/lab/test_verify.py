@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from lab_modules import OSTEMPLATE, destroy, pct, require_lab, wait_until
+from lab_modules import OSTEMPLATE, destroy, pct, require_lab, start
 from lab_modules import inside as inside_of
 
 pytestmark = pytest.mark.lab
@@ -256,10 +256,8 @@ def test_a_model_server_beside_a_container_that_is_stopped(site):
     network = f"name=eth0,bridge=vmbr0,ip={ADDRESSES[SERVER]}/24,gw=10.92.0.1"
     pct("create", str(SERVER), OSTEMPLATE, "--rootfs", "local-btrfs:2", "--unprivileged", "1", "--memory", "256",
         "--features", "nesting=1", "--hostname", f"verify{SERVER}", "--net0", network)  # fmt: skip
-    pct("start", str(SERVER))
+    start(SERVER)
     (site.folder / "vllm").write_text(SERVER_TEXT)
-    # Until systemd is there.
-    wait_until(lambda: "running" in pct("exec", str(SERVER), "--", "systemctl", "is-system-running", good=False), 60)
     inside("mkdir -p /opt/vllm-releases/own-1/bin", SERVER)
     pct("push", str(SERVER), str(site.folder / "vllm"), "/opt/vllm-releases/own-1/bin/vllm", "--perms", "0755")
     inside(

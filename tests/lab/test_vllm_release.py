@@ -22,7 +22,7 @@ import ansible
 import pytest
 import yaml
 from ansible_collections.phoenix.hypervisor.plugins.module_utils import stack
-from lab_modules import OSTEMPLATE, ROOT, destroy, inside, pct, require_lab, wait_until
+from lab_modules import OSTEMPLATE, ROOT, destroy, inside, pct, require_lab, start, wait_until
 from tiny_stack import Index, Tiny, make_wheel, sha256
 
 pytestmark = pytest.mark.lab
@@ -49,15 +49,9 @@ def container(tiny) -> Iterator[None]:
         "--net0", f"name=eth0,bridge=vmbr0,ip=10.92.0.{VMID - 540}/24,gw=10.92.0.1",
         "--mp0", f"{ROOT},mp=/mnt/collection", "--mp1", f"{Path(ansible.__file__).parent},mp=/mnt/core/ansible",
     )  # fmt: skip
-    pct("start", str(VMID))
-    wait_until(is_up, 60)
+    start(VMID)
     yield
     destroy(VMID)
-
-
-def is_up() -> bool:
-    """Whether the container's system has started."""
-    return "running" in inside(VMID, "systemctl is-system-running --wait || true")
 
 
 class Site:
@@ -366,8 +360,7 @@ def test_the_container_is_killed_in_the_middle(site):
     pct("stop", str(VMID))
     process.communicate(timeout=60)
     site.index.mend()
-    pct("start", str(VMID))
-    wait_until(is_up, 60)
+    start(VMID)
     assert site.run(one)["changed"] and site.live() == one["release"]
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from lab_modules import OSTEMPLATE, ROOT, destroy, inside, open_folder, pct, require_lab, wait_until
+from lab_modules import OSTEMPLATE, ROOT, destroy, inside, open_folder, pct, require_lab, start, wait_until
 from tiny_stack import Index, Tiny, make_wheel, sha256
 from vllm_repositories import COMPILED, HOST, Repositories
 
@@ -112,7 +112,7 @@ def site() -> Iterator[Site]:
             "--rootfs", "local-btrfs:16", "--unprivileged", "1", "--features", "nesting=1",
             "--mp0", f"{model},mp=/model", "--net0", f"name=eth0,bridge=vmbr0,ip={ADDRESS}/24,gw={HOST}",
         )  # fmt: skip
-        pct("start", str(VMID))
+        start(VMID)
         yield Site(folder)
         destroy(VMID)
 

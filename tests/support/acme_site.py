@@ -22,7 +22,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from lab_modules import OSTEMPLATE, ROOT, destroy, pct
+from lab_modules import OSTEMPLATE, ROOT, destroy, pct, start
 from lab_modules import inside as inside_of
 
 PLAYBOOK = str(Path(sys.executable).with_name("ansible-playbook"))
@@ -77,7 +77,7 @@ def container(vmid: int, address: str, hostname: str) -> None:
     )  # fmt: skip
     # A container before this one may have had the address, with another MAC.
     subprocess.run(["ip", "neigh", "flush", "to", address], check=True)
-    pct("start", str(vmid))
+    start(vmid)
 
 
 def install(vmid: int, *packages: str) -> None:

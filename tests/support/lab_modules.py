@@ -193,6 +193,12 @@ def inside(vmid: int, script: str) -> str:
     return _run(["lxc-attach", "-n", str(vmid), "--keep-env", "--", "sh", "-c", script]).strip()
 
 
+def start(vmid: int) -> None:
+    """Start a container by pct, and wait until its system has started: until then nobody answers systemctl."""
+    pct("start", str(vmid))
+    wait_until(lambda: "running" in inside(vmid, "systemctl is-system-running --wait || true"), 60)
+
+
 def info(vmid: int) -> dict:
     """What the node says about a container, by the module pct_container_info."""
     return call("pct_container_info", vmids=[vmid])["containers"][0]

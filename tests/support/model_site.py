@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import yaml
-from lab_modules import OSTEMPLATE, ROOT, destroy, pct, wait_until
+from lab_modules import OSTEMPLATE, ROOT, destroy, pct, start, wait_until
 from lab_modules import inside as inside_of
 
 PLAYBOOK = str(Path(sys.executable).with_name("ansible-playbook"))
@@ -54,7 +54,7 @@ class Site:
         )  # fmt: skip
         # A container before this one may have had the address, with another MAC.
         subprocess.run(["ip", "neigh", "flush", "to", self.address], check=True)
-        pct("start", str(self.vmid))
+        start(self.vmid)
         self.inside("mkdir -p " + " ".join(f"/models/{model}" for model in models))
         program = self.folder / "vllm"
         program.write_text(f"#!/usr/bin/python3\n{VLLM.read_text()}")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from lab_modules import OSTEMPLATE, ROOT, destroy, inside, pct, wait_until
+from lab_modules import OSTEMPLATE, ROOT, destroy, inside, pct, start
 
 PLAYBOOK = str(Path(sys.executable).with_name("ansible-playbook"))
 GATEWAY = "10.92.0.1"
@@ -60,8 +60,7 @@ class Site:
                 "--memory", str(memory), "--cores", str(cores), "--features", "nesting=1", "--hostname", f"stack{vmid}",
                 "--net0", f"name=eth0,bridge=vmbr0,ip={address}/24,gw={GATEWAY}", *more,
             )  # fmt: skip
-            pct("start", str(vmid))
-            wait_until(lambda vmid=vmid: "running" in inside(vmid, "systemctl is-system-running --wait || true"), 60)
+            start(vmid)
 
     def close(self) -> None:
         """Remove the containers and the store."""
