@@ -571,7 +571,7 @@ class Run:
         try:
             server.send(target.probe, new=False)
         except ServerError:
-            # Without the rule there is nothing to send back.
+            # Once the table is gone nobody is sent anywhere.
             server.end_beside()
             self.finish(target)
         waiting.update(phase="over", since=time.time(), line="")

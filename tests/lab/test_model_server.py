@@ -84,10 +84,9 @@ def test_a_second_run_changes_nothing(site):
     assert "changed=0" in site.run()
     assert site.main_pid() == pid
     assert inside("cat /var/lib/vllm_model_server/*.json /etc/vllm/*") == state
-    assert (
-        inside("cd / && find etc/vllm etc/systemd var/lib/vllm_model_server usr/local opt/vllm -newer /proc/1")
-        == before
-    )
+    assert inside(
+        "cd / && find etc/vllm etc/systemd var/lib/vllm_model_server usr/local opt/vllm -newer /proc/1"
+    ) == before
 
 
 def test_the_unit(site):
