@@ -24,9 +24,10 @@ architecture of Llama 3.2 3B. Ansible runs on the Python that runs this.
 5. The same of 3 and 4 with tensor parallel 2, where there are two GPUs; the sampler apart.
 
 What disturbs a machine for seconds disturbs two runs that follow each other, so a ratio is of two such runs. Two starts
-of one server differ, too, by some percent, so servers are started again (--starts), the other one first, and the result
-is the median of all rounds of all starts. All that are compared were started from kept caches. Pairs on different GPUs
-are measured at the same time, with processors of their own.
+of one server differ, too, by some percent, so servers are started again (--starts), the other one first. The result is
+the median of all rounds of all starts; what is chance in it is told by resamples of the starts, then of each one's
+rounds. All that are compared were started from kept caches. Pairs on different GPUs are measured at the same time, with
+processors of their own.
 
 It ends with 1 when over all loads the rendered server has less than 0.98 of the hand-made one's tokens per second, or
 at one load surely so, or vLLM says that it gave the two engines different settings, or a check fails. result.json has
@@ -44,6 +45,7 @@ import math
 import operator
 import os
 import platform
+import random
 import re
 import shlex
 import signal
@@ -153,20 +155,35 @@ def stolen() -> tuple[int, int]:
     return 0, 1
 
 
-def paired(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]], loads: int) -> list[list[float]]:
-    """The ratio of one's tokens per second to the other's: of each load a list, a number for each round."""
-    which = operator.itemgetter("load", "start", "gpu", "round")
+def paired(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]], load: int) -> list[list[float]]:
+    """The ratio of one's tokens per second to the other's at a load: of each start a list, a number for each round."""
+    which = operator.itemgetter("start", "gpu", "round")
     first, second = (
-        {which(run): run["figures"]["output_tokens_per_second"] for run in runs} for runs in (one, other)
+        {which(run): run["figures"]["output_tokens_per_second"] for run in runs if run["load"] == load}
+        for runs in (one, other)
     )  # fmt: skip
-    return [[first[key] / second[key] for key in sorted(second) if key[0] == load] for load in range(loads)]
+    starts = itertools.groupby(sorted(second), operator.itemgetter(0, 1))
+    return [[first[key] / second[key] for key in keys] for _start, keys in starts]
 
 
-def middle(ratios: Sequence[float]) -> dict[str, Any]:
-    """The median of ratios, where it lies in 95 % of resamples, and all of them."""
-    low, high = benchmark.interval(ratios, [1.0])
-    return {"median": round(benchmark.median(ratios), 4), "interval": [round(low, 4), round(high, 4)],
-            "values": [round(ratio, 4) for ratio in ratios]}  # fmt: skip
+def middle(ratios: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """The median of ratios, where it lies in 95 % of resamples, and all of them.
+
+    Rounds of one start are more alike than those of two, so starts are drawn, then rounds of each: resamples of all
+    rounds alike would say that more is known than is.
+
+    :param ratios: of each start a list
+    """
+    dice = random.Random(1)
+    found = sorted(
+        benchmark.median([ratio for start in dice.choices(ratios, k=len(ratios))
+                          for ratio in dice.choices(start, k=len(start))])
+        for _number in range(benchmark.RESAMPLES)
+    )  # fmt: skip
+    low, high = found[int(0.025 * len(found))], found[int(0.975 * len(found)) - 1]
+    values = [ratio for start in ratios for ratio in start]
+    return {"median": round(benchmark.median(values), 4), "interval": [round(low, 4), round(high, 4)],
+            "values": [round(ratio, 4) for ratio in values]}  # fmt: skip
 
 
 def compared(found: Mapping[str, Sequence[Mapping[str, Any]]], loads: Sequence[Mapping[str, int]]) -> dict[str, Any]:
@@ -175,13 +192,14 @@ def compared(found: Mapping[str, Sequence[Mapping[str, Any]]], loads: Sequence[M
     :param found: of each arm the runs
     """
     one, other = found.values()
-    ratios = paired(one, other, len(loads))
+    ratios = [paired(one, other, number) for number in range(len(loads))]
     # Over all loads: of each round the geometric mean, in which each load weighs the same.
-    overall = middle([math.prod(of_round) ** (1 / len(loads)) for of_round in zip(*ratios)])
+    overall = middle([[math.prod(of_round) ** (1 / len(loads)) for of_round in zip(*of_start)]
+                      for of_start in zip(*ratios)])  # fmt: skip
     by_load = {benchmark_client.load_name(load): middle(values) for load, values in zip(loads, ratios)}
     low, high = overall["interval"]
     return {
-        "arms": list(found), "rounds": len(ratios[0]), "starts": len({(run["start"], run["gpu"]) for run in one}),
+        "arms": list(found), "rounds": sum(map(len, ratios[0])), "starts": len(ratios[0]),
         "loads": list(loads), "rows": benchmark.compare_arms(one, other, loads), "ratios": by_load, "overall": overall,
         "runs": {arm: list(runs) for arm, runs in found.items()},
         "summary_line": f"over all loads {overall['median']:.3f} ({low:.3f} to {high:.3f}); "

@@ -51,11 +51,12 @@ def test_a_gpu_that_is_no_blackwell_is_said_to_be_none():
     assert "not a measurement" in report.warning({**MACHINE, "gpus": []})
 
 
-def _runs(*rates: float, load: int = 0) -> list[dict]:
+def _runs(*rates: float, load: int = 0, start: int = 1) -> list[dict]:
     """A round for each rate."""
+    same = {"load": load, "start": start, "gpu": 0}
     figures = {"first_token_ms": 20.0, "inter_token_ms": 3.0}
     return [
-        {"load": load, "start": 1, "gpu": 0, "round": turn, "figures": {"output_tokens_per_second": rate, **figures}}
+        {**same, "round": turn, "figures": {"output_tokens_per_second": rate, **figures}}
         for turn, rate in enumerate(rates, 1)
     ]
 
@@ -71,6 +72,18 @@ def test_a_ratio_is_of_two_runs_that_follow_each_other():
     found = proof.compared(loads, proof.LOADS[:2])
     assert [ratio["median"] for ratio in found["ratios"].values()] == [1.0, 4.0]
     assert found["overall"]["median"] == 2.0 and (found["rounds"], found["starts"]) == (2, 1)
+
+
+def test_starts_are_what_is_drawn_for_the_interval():
+    # Eight rounds say 0.9 and eight say 1.0, but they are two starts only: either may be what is so.
+    slow = {"rendered": _runs(*[90] * 8) + _runs(*[100] * 8, start=2), "hand_made": _runs(*[100] * 8)}
+    slow["hand_made"] += _runs(*[100] * 8, start=2)
+    found = proof.compared(slow, proof.LOADS[:1])
+    assert found["overall"]["interval"] == [0.9, 1.0] and (found["rounds"], found["starts"]) == (16, 2)
+    # A round that is missing at one load is left out over all of them.
+    loads = {arm: [*runs, *_runs(200, load=1), *_runs(200, load=1, start=2)] for arm, runs in slow.items()}
+    found = proof.compared(loads, proof.LOADS[:2])
+    assert len(found["overall"]["values"]) == 2
 
 
 def test_processors_are_parted_where_there_are_enough():
