@@ -53,7 +53,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -166,22 +166,38 @@ def paired(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]],
     return [[first[key] / second[key] for key in keys] for _start, keys in starts]
 
 
-def middle(ratios: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """The median of ratios, where it lies in 95 % of resamples, and all of them.
+def over_all_loads(ratios: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]:
+    """The ratio over all loads: of each start a list, of each round the geometric mean, each load with the same weight.
+
+    :param ratios: of each load, by start, a number for each round
+    """
+    return [[math.prod(of_round) ** (1 / len(ratios)) for of_round in zip(*of_start)] for of_start in zip(*ratios)]
+
+
+def resampled(ratios: Sequence[Sequence[float]], center: Callable[[Sequence[float]], float]) -> tuple[float, float]:
+    """Where what ratios come to lies in 95 % of resamples.
 
     Rounds of one start are more alike than those of two, so starts are drawn, then rounds of each: resamples of all
     rounds alike would say that more is known than is.
 
     :param ratios: of each start a list
+    :param center: what they come to
     """
     dice = random.Random(1)
     found = sorted(
-        benchmark.median([ratio for start in dice.choices(ratios, k=len(ratios))
-                          for ratio in dice.choices(start, k=len(start))])
+        center([ratio for start in dice.choices(ratios, k=len(ratios)) for ratio in dice.choices(start, k=len(start))])
         for _number in range(benchmark.RESAMPLES)
-    )  # fmt: skip
-    low, high = found[int(0.025 * len(found))], found[int(0.975 * len(found)) - 1]
+    )
+    return found[int(0.025 * len(found))], found[int(0.975 * len(found)) - 1]
+
+
+def middle(ratios: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """The median of ratios, where it lies in 95 % of resamples, and all of them.
+
+    :param ratios: of each start a list
+    """
     values = [ratio for start in ratios for ratio in start]
+    low, high = resampled(ratios, benchmark.median)
     return {"median": round(benchmark.median(values), 4), "interval": [round(low, 4), round(high, 4)],
             "values": [round(ratio, 4) for ratio in values]}  # fmt: skip
 
@@ -193,9 +209,7 @@ def compared(found: Mapping[str, Sequence[Mapping[str, Any]]], loads: Sequence[M
     """
     one, other = found.values()
     ratios = [paired(one, other, number) for number in range(len(loads))]
-    # Over all loads: of each round the geometric mean, in which each load weighs the same.
-    overall = middle([[math.prod(of_round) ** (1 / len(loads)) for of_round in zip(*of_start)]
-                      for of_start in zip(*ratios)])  # fmt: skip
+    overall = middle(over_all_loads(ratios))
     by_load = {benchmark_client.load_name(load): middle(values) for load, values in zip(loads, ratios)}
     low, high = overall["interval"]
     return {

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -100,13 +101,20 @@ def compared(found: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     return lines
 
 
+def quoted(word: str) -> str:
+    """A word for a shell, in which the names that stand for a machine's folders are left to the shell."""
+    folder = re.match(r"\$(WORK|RELEASE|OUT)(?=/|$)", word)
+    rest = word[folder.end() :] if folder else word
+    return word if (folder and not rest) or shlex.quote(rest) == rest else shlex.quote(word)
+
+
 def server(name: str, found: Mapping[str, Any]) -> list[str]:
     """Lines about one server: how it was started, and what it said."""
     lines = [f"### {name}", ""]
     if "error" in found:
         return [*lines, "It did not answer:", "", "```", *found["error"].splitlines()[-15:], "```", ""]
-    variables = " ".join(f"{key}={shlex.quote(value)}" for key, value in sorted(found["environment"].items()))
-    lines += ["```", f"{variables} \\", f"  {shlex.join(found['command'])}", "```", ""]
+    variables = " ".join(f"{key}={quoted(value)}" for key, value in sorted(found["environment"].items()))
+    lines += ["```", f"{variables} \\", f"  {' '.join(map(quoted, found['command']))}", "```", ""]
     if found.get("engine_config_file"):
         lines += ["with the engine config", "", "```yaml", *found["engine_config_file"].strip().splitlines(), "```", ""]
     if found["log"]:
@@ -164,8 +172,9 @@ def page(result: Mapping[str, Any]) -> str:
         if f"server_{name}" in result:
             lines += server(what[0].upper() + what[1:], result[f"server_{name}"])
     asked = result["asked"]
+    arguments = re.sub(r'(["\\`])', r"\\\1", " ".join(map(quoted, asked["arguments"])))
     lines += [
-        "## To repeat it", "", "```", f"make gpu-proof ARGS={shlex.quote(shlex.join(asked['arguments']))}", "```", "",
+        "## To repeat it", "", "```", f'make gpu-proof ARGS="{arguments}"', "```", "",
         f"Requests were sampled with {json.dumps(asked['sampling'])}, random tokens, `--ignore-eos`, by `vllm bench "
         "serve`. `result.json` beside this page has each run, the unit, all packages and what NVML said.", "",
     ]  # fmt: skip

@@ -14,8 +14,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "gpu"))
 
+import pooled
 import proof
 import report
+from ansible_collections.phoenix.hypervisor.plugins.module_utils import benchmark_client
 
 UNIT = r"""
 [Service]
@@ -86,6 +88,32 @@ def test_starts_are_what_is_drawn_for_the_interval():
     assert len(found["overall"]["values"]) == 2
 
 
+def test_results_are_pooled_by_start():
+    # Two loads of one start without a number, and two starts of one load.
+    old = {"runs": {arm: [{key: value for key, value in run.items() if key not in ("start", "gpu")} for run in runs]
+                    for arm, runs in (("rendered", [*_runs(90, 90), *_runs(40, 40, load=1)]),
+                                      ("hand_made", [*_runs(100, 100), *_runs(10, 10, load=1)]))},
+           "loads": proof.LOADS[:2]}  # fmt: skip
+    new = proof.compared({"rendered": [*_runs(100), *_runs(110, start=2)],
+                          "hand_made": [*_runs(100), *_runs(100, start=2)]}, proof.LOADS[:1])  # fmt: skip
+    found = pooled.pooled([{"x": old}, {}, {"x": new}], "x")
+    one, two = (benchmark_client.load_name(load) for load in proof.LOADS[:2])
+    assert found[one] == [[0.9, 0.9], [1.0], [1.1]] and found[two] == [[4.0, 4.0]]
+    assert [pytest.approx(start) for start in found["all loads"]] == [[3.6**0.5] * 2, [1.0], [1.1]]
+    lines = pooled.table(found)
+    assert lines[2].startswith(f"| {one} | 4 | 3 | 0.950 (0.900 to 1.100) | 0.972 (")
+    assert lines[3] == f"| {two} | 2 | 1 | 4.000 (4.000 to 4.000) | 4.000 (4.000 to 4.000) |"
+
+
+@pytest.mark.parametrize(
+    ("word", "quoted"),
+    [("$WORK/model", "$WORK/model"), ("$RELEASE", "$RELEASE"), ("/a/b", "/a/b"), ("$HOME/x", "'$HOME/x'"),
+     ("$WORK/a b", "'$WORK/a b'"), ("$WORKING", "'$WORKING'"), ("", "''"), ('{"a": 1}', """'{"a": 1}'""")],
+)  # fmt: skip
+def test_only_stand_ins_are_left_to_the_shell(word, quoted):
+    assert report.quoted(word) == quoted
+
+
 def test_processors_are_parted_where_there_are_enough():
     assert proof.parted(range(4), 2) == [({0, 1, 2, 3}, {0, 1, 2, 3})] * 2
     first, second = proof.parted(range(32), 2)
@@ -134,7 +162,7 @@ def test_the_page_has_what_was_measured():
     for words in ("not Blackwell", "- x: it was slow", "| rendered, empty caches | 105.0 s |", "port: 8100",
                   "| 32 streams, 256 in, 256 out | **1.012** |", "4,350 (4,300 to 4,400)", "It did not answer",
                   "2 rounds of 1 start.", "both engines had the same settings",
-                  "make gpu-proof ARGS='--release /opt/vllm'"):  # fmt: skip
+                  'make gpu-proof ARGS="--release /opt/vllm"'):  # fmt: skip
         assert words in page
     assert "rendered, kept caches" not in page
 
