@@ -117,19 +117,80 @@ def signer_problem(status: str, fingerprints: Sequence[str]) -> str:
     valid = [line.split() for line in re.findall(r"^\[GNUPG:\] VALIDSIG (.*)$", status, re.MULTILINE)]
     # The last field is the primary key, where a subkey has signed.
     signers = [words[-1].upper() for words in valid if words]
+    absent = re.search(r"^\[GNUPG:\] (?:NO_PUBKEY|ERRSIG) ([0-9A-F]+)", status, re.MULTILINE)
+    changed = re.search(r"^\[GNUPG:\] BADSIG ", status, re.MULTILINE)
+    return _problem(signers, trusted, bool(changed), absent[1] if absent else "")
+
+
+def _problem(signers: Sequence[str], trusted: set[str], changed: bool, absent: str) -> str:
+    """Return what is wrong with a signature, as a sentence.
+
+    Args:
+        signers: whose signatures are valid.
+        trusted: the keys that are trusted.
+        changed: whether a signature is of another text.
+        absent: whose signature could not be checked.
+    """
     if any(signer in trusted for signer in signers):
         return ""
     if signers:
         return f"is signed by the key {signers[0]}, and nvidia_repo_key_fingerprints doesn't have it"
-    if re.search(r"^\[GNUPG:\] BADSIG ", status, re.MULTILINE):
+    if changed:
         return "is not what was signed: it was changed on its way, or the repository is damaged"
-    absent = re.search(r"^\[GNUPG:\] (?:NO_PUBKEY|ERRSIG) ([0-9A-F]+)", status, re.MULTILINE)
     if absent:
         return (
-            f"is signed by the key …{absent[1][-16:]}, and none of nvidia_repo_key_fingerprints "
+            f"is signed by the key …{absent[-16:]}, and none of nvidia_repo_key_fingerprints "
             f"({', '.join(sorted(trusted))}) is that one"
         )
     return "has no valid signature"
+
+
+# What sqv may take, in Sequoia's words. NVIDIA's key for Debian up to 12 is bound to its name by SHA-1 (NVIDIA's
+# cuda-repo-management, issue 34), which Sequoia refuses since 2023 and Debian's apt since 2026. The key is known here
+# by its fingerprint, whatever binds it; a signature of the repository itself by SHA-1 stays refused.
+SQV_POLICY = """[hash_algorithms]
+sha1.second_preimage_resistance = "always"
+"""
+
+
+def signed_parts(signed: str) -> tuple[str, str]:
+    """Return the text and the signature of a C(InRelease), as two files: sqv before 1.3 knows no signed texts.
+
+    What the text is worth is said by the signature: whoever reads it has to read this one.
+
+    Raises:
+        NvidiaError: it isn't a signed text.
+    """
+    found = re.search(
+        r"^-----BEGIN PGP SIGNED MESSAGE-----\n(?:[A-Za-z]+: [^\n]*\n)*\n(.*?)\n"
+        r"(-----BEGIN PGP SIGNATURE-----\n.*?^-----END PGP SIGNATURE-----)",
+        signed.replace("\r\n", "\n"), re.DOTALL | re.MULTILINE,
+    )  # fmt: skip
+    if not found:
+        raise NvidiaError("isn't a signed text")
+    return re.sub(r"^- ", "", found[1], flags=re.MULTILINE), f"{found[2]}\n"
+
+
+def sqv_problem(stdout: str, stderr: str, fingerprints: Sequence[str]) -> str:
+    """Return what is wrong with a signature, C("") when one of the keys made it, by what C(sqv --verbose) says.
+
+    Seen of sqv 1.1.0 (Debian 12) and 1.3.0 (Debian 13): whose signature is valid stands on stdout, a line for each, by
+    the primary key's fingerprint; all else is for a person.
+
+    Args:
+        stdout: what it wrote.
+        stderr: what it said.
+        fingerprints: the keys that are trusted.
+    """
+    signers = [normal_fingerprint(line) for line in stdout.splitlines() if line.strip()]
+    trusted = {normal_fingerprint(one) for one in fingerprints}
+    absent = re.search(r"^Missing key ([0-9A-F ]+),", stderr, re.MULTILINE)
+    changed = "Message has been manipulated" in stderr
+    problem = _problem(signers, trusted, changed, absent[1].replace(" ", "") if absent else "")
+    if problem != "has no valid signature":
+        return problem
+    said = " ".join(line.strip() for line in stderr.splitlines() if not re.match(r"\d+ of \d+ signatures", line))
+    return f"has no valid signature; sqv said: {said or 'nothing'}"
 
 
 # --- what it has ----------------------------------------------------------------------------------------------------

@@ -346,12 +346,39 @@ class Store:
                  "--output", f"{folder}/Release", f"{folder}/InRelease"], 60,
             )  # fmt: skip
             if done.rc == 127:
-                raise NvidiaError("the node has no gpgv to check the repository's signature with: apt-get install gpgv")
+                return self._verified_by_sqv(folder, signed, keys, url)
             problem = nvidia_repository.signer_problem(done.stdout, keys)
             if problem:
                 raise NvidiaError(f"{url} {problem}")
             # What gpgv wrote is what was signed; a file may have more around it.
             return Path(folder, "Release").read_text(encoding="utf-8", errors="replace")
+
+    def _verified_by_sqv(self, folder: str, signed: bytes, keys: Sequence[str], url: str) -> str:
+        """Do it as Debian 13 does, whose apt needs sqv and no gpgv any more.
+
+        Args:
+            folder: with C(key.gpg), for the files of this.
+        """
+        with _about(url):
+            text, signature = nvidia_repository.signed_parts(signed.decode("utf-8", "surrogateescape"))
+        release = text.encode("utf-8", "surrogateescape")
+        for name, data in (
+            ("Release", release), ("Release.sig", signature.encode("utf-8", "surrogateescape")),
+            ("policy", nvidia_repository.SQV_POLICY.encode()),
+        ):  # fmt: skip
+            Path(folder, name).write_bytes(data)
+        done = process.run(
+            ["sqv", "--verbose", "--keyring", f"{folder}/key.gpg", f"{folder}/Release.sig", f"{folder}/Release"], 60,
+            environment={"SEQUOIA_CRYPTO_POLICY": f"{folder}/policy"},
+        )  # fmt: skip
+        if done.rc == 127:
+            raise NvidiaError(
+                "the node has neither gpgv nor sqv to check the repository's signature with: apt-get install gpgv"
+            )
+        problem = nvidia_repository.sqv_problem(done.stdout if done.rc == 0 else "", done.stderr, keys)
+        if problem:
+            raise NvidiaError(f"{url} {problem}")
+        return release.decode("utf-8", "replace")
 
     def _unpack(self, path: str, kind: str, version: str, tree: Tree) -> None:
         """Take what a package has of a bundle."""

@@ -185,6 +185,60 @@ def test_who_has_signed(status, words):
     assert (words in problem) if words else problem == ""
 
 
+UNBOUND = """Signing key on {0} is not bound:
+           No binding signature at time 2026-11-28T11:17:48Z
+  because: SHA1 is not considered secure since 2013-02-01T00:00:00Z
+0 of 1 signatures are valid (threshold is: 1).
+"""
+
+
+@pytest.mark.parametrize(
+    ("stdout", "stderr", "words"),
+    [
+        (f"{KEY}\n", "1 of 1 signatures are valid (threshold is: 1).\n", ""),
+        (f"{'22' * 20}\n{OTHER}\n", "", ""),
+        # As the first releases of sqv write a fingerprint.
+        ("EB69 3B30 35CD 5710 E231  E123 A4B4 6996 3BF8 63CC\n", "", ""),
+        (f"{'22' * 20}\n", "", f"is signed by the key {'22' * 20}, and nvidia_repo_key_fingerprints doesn't have it"),
+        ("", f"Missing key {'AB' * 20}, which is needed to verify signature.\n", f"the key …{'AB' * 8}, and none of"),
+        ("", "Verifying signature:\n           Message has been manipulated\n", "is not what was signed"),
+        ("", UNBOUND.format(KEY), f"sqv said: Signing key on {KEY} is not bound: No binding signature at"),
+        ("", "", "has no valid signature; sqv said: nothing"),
+    ],
+)  # fmt: skip
+def test_who_has_signed_by_sqv(stdout, stderr, words):
+    problem = repository.sqv_problem(stdout, stderr, [KEY, OTHER])
+    assert (words in problem) if words else problem == ""
+    assert "1 signatures" not in problem
+
+
+SIGNED = """-----BEGIN PGP SIGNED MESSAGE-----
+Hash: SHA512
+
+Origin: x
+- - a line with a dash
+- -----BEGIN PGP SIGNATURE-----
+SHA256:
+-----BEGIN PGP SIGNATURE-----
+
+abcd
+-----END PGP SIGNATURE-----
+"""
+
+
+@pytest.mark.parametrize("signed", [SIGNED, f"evil\n{SIGNED}evil\n", SIGNED.replace("\n", "\r\n")])
+def test_the_parts_of_a_signed_text(signed):
+    text, signature = repository.signed_parts(signed)
+    assert text == "Origin: x\n- a line with a dash\n-----BEGIN PGP SIGNATURE-----\nSHA256:"
+    assert signature == "-----BEGIN PGP SIGNATURE-----\n\nabcd\n-----END PGP SIGNATURE-----\n"
+
+
+@pytest.mark.parametrize("signed", ["", "Origin: x\n", SIGNED[:-30], SIGNED.replace("\n\nOrigin", "\nOrigin")])
+def test_what_is_no_signed_text(signed):
+    with pytest.raises(NvidiaError, match="isn't a signed text"):
+        repository.signed_parts(signed)
+
+
 @pytest.mark.parametrize(
     ("fingerprints", "words"),
     [([KEY], ""), ([KEY.lower()], ""), ([], "is empty"), ([KEY[-8:]], "is no fingerprint"), (["x" * 40], "no fing")],

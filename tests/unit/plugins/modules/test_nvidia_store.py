@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -312,8 +313,39 @@ class TestRunfile:
         assert not (server.folder.parent / "ran").exists()
 
 
+def without(monkeypatch, *programs: str) -> None:
+    """Have a node without these programs."""
+    real = nvidia_store.process.run
+
+    def run_others(argv, *arguments, **options):
+        if argv[0] in programs:
+            return nvidia_store.process.Finished(tuple(argv), 127, "", "")
+        return real(argv, *arguments, **options)
+
+    monkeypatch.setattr(nvidia_store.process, "run", run_others)
+
+
 @NEEDS_TOOLS
+def test_a_node_that_can_not_check_signatures(root, repository, monkeypatch):
+    without(monkeypatch, "gpgv", "sqv")
+    with site.served(repository.folder) as running:
+        sentence = refused(root, method="apt", repo_url=running.url, repo_key_fingerprints=[repository.fingerprint])
+    assert "the node has neither gpgv nor sqv" in sentence and "apt-get install gpgv" in sentence
+
+
+@NEEDS_TOOLS
+@pytest.mark.parametrize(
+    "checker",
+    ["gpgv", pytest.param("sqv", marks=pytest.mark.skipif(not shutil.which("sqv"), reason="apt-get install sqv"))],
+    indirect=True,
+)
 class TestRepository:
+    @pytest.fixture(autouse=True)
+    def checker(self, request, monkeypatch) -> None:
+        """What signatures are checked with."""
+        if request.param == "sqv":
+            without(monkeypatch, "gpgv")
+
     @pytest.fixture
     def url(self, repository) -> Iterator[str]:
         with site.served(repository.folder) as running:
