@@ -402,7 +402,8 @@ class Proof:
         self.model = self.work / "model"
         self.wrong: list[str] = []
         self.running: list[Server] = []
-        self.lock = threading.Lock()
+        # What is added to is kept in the same hold, so that an older state never comes last.
+        self.lock = threading.RLock()
         self.file = self.out / "result.json"
         self.result: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else {}
         self.client: list[str] = []
@@ -610,7 +611,7 @@ class Proof:
         return verification.result_of({"host": f"ctid_{CTID}", "ctid": int(CTID), "model": server.served,
                                        "url": server.url, "completion": reply})  # fmt: skip
 
-    def described(self, server: Server, seconds: float) -> dict[str, Any]:
+    def described(self, server: Server) -> dict[str, Any]:
         """A server for the result."""
         rendered = self.known.get((server.kind, tuple(server.gpus)))
         # Of what a person's shell has, only what was added to it.
@@ -619,7 +620,7 @@ class Proof:
             "command": server.command,
             "environment": rendered.environment if rendered else added,
             **({"engine_config_file": rendered.config, "unit": rendered.unit} if rendered else {}),
-            "start_seconds": seconds, "caches_kept": server.kept, "log": server.worth(),
+            "caches_kept": server.kept, "log": server.worth(),
             "sampler": benchmark.sampler_in("\n".join(server.lines())),
         }  # fmt: skip
 
@@ -680,8 +681,7 @@ class Proof:
             for kind in kinds:
                 known[kind] += runs[kind]
             found = compared(known, loads)
-            self.result[name] = {**self.result.get(name, {}), **found}
-        self.keep(name, self.result[name])
+            self.keep(name, {**self.result.get(name, {}), **found})
         return found["summary_line"]
 
     def begin(self, *wanted: tuple[str, Sequence[int]], cold: bool = False) -> list[Server]:
@@ -709,7 +709,7 @@ class Proof:
             return
         self.say(f"{server.name} answered after {seconds} s{'' if server.kept else ', caches empty'}")
         with self.lock:
-            known = self.result.get(name) or self.described(server, seconds)
+            known = self.result.get(name) or self.described(server)
             known = {**known, "starts": [*known.get("starts", ()), seconds]}
         self.keep(name, known)
 
@@ -736,10 +736,11 @@ class Proof:
         settings = [server.settings() for server in (one, other)]
         if all(settings):
             same = settings[0] == settings[1]
-            self.keep(name, {**self.result.get(name, {}), "same_settings": same, "settings": settings[0]})
+            other_settings = {} if same else {"other_settings": settings[1]}
             if not same:
-                self.keep(name, {**self.result[name], "other_settings": settings[1]})
                 self.wrong.append(f"{name}: vLLM gave the engines different settings")
+            known = self.result.get(name, {})
+            self.keep(name, {**known, "same_settings": same, "settings": settings[0], **other_settings})
 
     def stage(self, places: Sequence[Sequence[int]], whats: Sequence[str]) -> None:
         """Serve and compare.

@@ -28,6 +28,7 @@ from ansible.playbook.play_context import PlayContext
 from ansible.plugins.connection import ConnectionBase
 from ansible.plugins.loader import connection_loader
 from ansible.release import __version__
+from lab_modules import wait_until
 
 pytestmark = pytest.mark.lab
 
@@ -401,14 +402,6 @@ def play(folder: Path, variables: dict, tasks: list[dict], **host) -> subprocess
     )  # fmt: skip
 
 
-def wait_for(what, seconds: float = 20) -> None:
-    """Wait until a function says yes."""
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, "it did not come to that in time"
-        time.sleep(0.1)
-
-
 def children(pid: int) -> list[int]:
     """The children of a process of this machine."""
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
@@ -442,7 +435,7 @@ class TestGivenUp:
             playbook(tmp_path, variables, tasks), cwd=ROOT, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
-        wait_for(lambda: len(sleepers()) == 3)
+        wait_until(lambda: len(sleepers()) == 3)
         yield process
         # Its worker too, which may have outlived it and would hold its output open.
         with contextlib.suppress(ProcessLookupError):
@@ -454,12 +447,12 @@ class TestGivenUp:
         number = getattr(signal, f"SIG{how}")
         # Ctrl+C reaches the whole group, as at a terminal.
         os.killpg(started.pid, number) if how == "INT" else os.kill(started.pid, number)
-        wait_for(lambda: not sleepers())
+        wait_until(lambda: not sleepers())
 
     def test_its_worker_is_killed(self, started, sleepers):
         (worker,) = children(started.pid)
         os.kill(worker, signal.SIGKILL)
-        wait_for(lambda: not sleepers())
+        wait_until(lambda: not sleepers())
 
     def test_the_ssh_connection_breaks(self, started, sleepers, variables, sshd):
         if variables["ansible_pct_node_connection"] == "local":
@@ -470,7 +463,7 @@ class TestGivenUp:
         # The callback may have folded it.
         said = b" ".join(out.split())
         assert b"the SSH connection to node 127.0.0.1 was lost; container 700 is entered from there" in said, out
-        wait_for(lambda: not sleepers())
+        wait_until(lambda: not sleepers())
 
     def test_the_task_takes_too_long(self, variables, sleepers, tmp_path):
         done = play(
@@ -479,7 +472,7 @@ class TestGivenUp:
         assert done.returncode == 2
         # ansible-core's own sentence, before and from 2.19 on.
         assert re.search(r"imed out|expected\s+time\s+frame", done.stdout), done.stdout
-        wait_for(lambda: not sleepers())
+        wait_until(lambda: not sleepers())
 
     def test_only_what_is_given_up_ends(self, variables, sleepers, started, inside, tmp_path):
         """Tasks of other runs, async jobs, and what an earlier task has left running on purpose stay."""
@@ -492,7 +485,7 @@ class TestGivenUp:
         done = play(tmp_path / "other", variables, tasks)
         assert done.returncode == 0, done.stdout
         os.killpg(started.pid, signal.SIGINT)
-        wait_for(lambda: sorted(sleepers()) == ["sleep 4325", "sleep 4326"])
+        wait_until(lambda: sorted(sleepers()) == ["sleep 4325", "sleep 4326"])
         time.sleep(1)
         assert sorted(sleepers()) == ["sleep 4325", "sleep 4326"]
 
@@ -506,7 +499,7 @@ class TestGivenUp:
             return [one[:40] for one in found if b"cut_off()" in one and b"lxc-attach -n %d " % VMID in one]
 
         inside("true")
-        wait_for(lambda: not guards(), 5)
+        wait_until(lambda: not guards(), 5)
 
 
 PASSWORD = "p ä'$word\\"
