@@ -103,7 +103,7 @@ test-properties: $(DEV) ## The property tests with 10,000 generated cases each
 	@PHOENIX_FULL=1 tools/step "20,000 broken inventories" python -m pytest tests/unit/plugins/inventory/test_bad_input.py
 
 .PHONY: bench
-bench: $(DEV) ## Measure; NAME=… runs one group (first_run, second_run, task, containers, connection, inventory, stack, server, renewal, certificate)
+bench: $(DEV) ## Measure; NAME=… runs one group (first_run, second_run, task, containers, connection, inventory, stack, server, sandbox, renewal, certificate)
 	@python tests/bench/bench.py $(if $(NAME),--name $(NAME))
 
 .PHONY: gpu-proof

@@ -136,6 +136,7 @@ GROUPS: dict[str, Callable[[], Figures]] = {
     "first_run": first_run, "second_run": second_run, "task": task, "containers": of_file("containers", "figures"),
     "connection": of_file("connection", "connection"), "inventory": of_file("inventory", "inventory"),
     "stack": of_file("stack", "stack"), "server": of_file("server", "server"),
+    "sandbox": of_file("server_sandbox", "figures"),
     "renewal": of_file("server_renewal", "figures"), "certificate": of_file("certificate", "figures"),
 }  # fmt: skip
 
