@@ -710,8 +710,7 @@ class Proof:
         self.say(f"{server.name} answered after {seconds} s{'' if server.kept else ', caches empty'}")
         with self.lock:
             known = self.result.get(name) or self.described(server)
-            known = {**known, "starts": [*known.get("starts", ()), seconds]}
-        self.keep(name, known)
+            self.keep(name, {**known, "starts": [*known.get("starts", ()), seconds]})
 
     def alive(self, *servers: Server) -> bool:
         """Whether servers run that answered."""
