@@ -295,7 +295,7 @@ def test_a_clone_made_after_an_upgrade_is_brought_to_it(node):
     lab.pct("clone", str(VMID), "571", "--full", "1")
     lab.pct("start", str(VMID))
     lab.pct("set", "571", "--net0", "name=eth0,bridge=vmbr0,ip=10.92.0.41/24,gw=10.92.0.1")
-    lab.pct("start", "571")
+    lab.start(571)
     nvidia_site.node_root(node.root, NEW)
     other = Site.__new__(Site)
     other.__dict__.update(node.site.__dict__, vmid=571, address="10.92.0.41")
@@ -327,7 +327,7 @@ def test_the_nodes_devices_are_there_before_its_containers(tmp_path):
     lab.require_lab()
     lab.create(572)
     try:
-        lab.pct("start", "572")
+        lab.start(572)
         for name, text, mode in (("nvidia-modprobe", UVM, "0755"), ("pve-guests.service", GUESTS, "0644")):
             (tmp_path / name).write_text(text)
             folder = "/usr/bin" if name == "nvidia-modprobe" else "/etc/systemd/system"

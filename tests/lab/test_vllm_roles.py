@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from lab_modules import open_folder, wait_until
+from lab_modules import open_folder, start, wait_until
 
 pytestmark = pytest.mark.lab
 
@@ -120,7 +120,7 @@ def site() -> Iterator[Site]:
             "--features", "nesting=1", "--mp0", f"{models},mp=/models",
             "--net0", f"name=eth0,bridge=vmbr0,ip={ADDRESS}/24,gw=10.92.0.1",
         )  # fmt: skip
-        pct("start", VMID)
+        start(int(VMID))
         yield Site(folder)
         pct("destroy", VMID, "--force")
 

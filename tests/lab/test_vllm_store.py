@@ -20,7 +20,7 @@ from pathlib import Path
 
 import lab_modules
 import pytest
-from lab_modules import ROOT, create, destroy, pct, require_lab, wait_until
+from lab_modules import ROOT, create, destroy, require_lab, wait_until
 
 pytestmark = pytest.mark.lab
 
@@ -86,9 +86,7 @@ def containers() -> Iterator[None]:
     require_lab()
     for vmid in (FIRST, SECOND):
         create(vmid)
-        pct("start", str(vmid))
-    for vmid in (FIRST, SECOND):
-        wait_until(lambda vmid=vmid: "systemd" in shell(vmid, "cat /proc/1/comm"))
+        lab_modules.start(vmid)
     yield
     destroy(FIRST, SECOND)
 
