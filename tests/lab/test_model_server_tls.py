@@ -74,6 +74,8 @@ def test_it_serves_with_the_certificate(site):
 
 @pytest.mark.parametrize("times", [5, pytest.param(100, marks=pytest.mark.full)])
 def test_a_renewal_fails_no_request(site, times):
+    # Alone, it is the first one.
+    site.issue()
     site.run()
     pid = site.main_pid()
     with site.client() as steady:
