@@ -101,6 +101,16 @@ def chance(one: Sequence[float], other: Sequence[float]) -> float:
     return sum(number for total, number in found.items() if abs(total - mean) >= seen - 1e-9) / sum(found.values())
 
 
+def bounds(resamples: Iterable[float]) -> tuple[float, float]:
+    """Return between which numbers 95 % of resamples lie.
+
+    Args:
+        resamples: what each of them comes to.
+    """
+    found = sorted(resamples)
+    return found[int(0.025 * len(found))], found[int(0.975 * len(found)) - 1]
+
+
 def interval(one: Sequence[float], other: Sequence[float], seed: int = 1) -> tuple[float, float]:
     """Return where the ratio of the medians (one to other) lies in 95 % of resamples of both (bootstrap).
 
@@ -110,11 +120,10 @@ def interval(one: Sequence[float], other: Sequence[float], seed: int = 1) -> tup
         seed: the same one gives the same answer.
     """
     dice = random.Random(seed)
-    ratios = sorted(
+    return bounds(
         median(dice.choices(one, k=len(one))) / median(dice.choices(other, k=len(other)))
         for _number in range(RESAMPLES)
     )
-    return ratios[int(0.025 * RESAMPLES)], ratios[int(0.975 * RESAMPLES) - 1]
 
 
 def gain(name: str, new: float, old: float) -> float:

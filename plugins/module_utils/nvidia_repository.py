@@ -106,6 +106,9 @@ def binary_key(data: bytes) -> bytes:
     return found
 
 
+UNSIGNED = "has no valid signature"
+
+
 def signer_problem(status: str, fingerprints: Sequence[str]) -> str:
     """Return what is wrong with a signature, C("") when one of the keys made it.
 
@@ -142,7 +145,7 @@ def _problem(signers: Sequence[str], trusted: set[str], changed: bool, absent: s
             f"is signed by the key …{absent[-16:]}, and none of nvidia_repo_key_fingerprints "
             f"({', '.join(sorted(trusted))}) is that one"
         )
-    return "has no valid signature"
+    return UNSIGNED
 
 
 # What sqv may take, in Sequoia's words. NVIDIA's key for Debian up to 12 is bound to its name by SHA-1 (NVIDIA's
@@ -187,10 +190,10 @@ def sqv_problem(stdout: str, stderr: str, fingerprints: Sequence[str]) -> str:
     absent = re.search(r"^Missing key ([0-9A-F ]+),", stderr, re.MULTILINE)
     changed = "Message has been manipulated" in stderr
     problem = _problem(signers, trusted, changed, absent[1].replace(" ", "") if absent else "")
-    if problem != "has no valid signature":
+    if problem != UNSIGNED:
         return problem
     said = " ".join(line.strip() for line in stderr.splitlines() if not re.match(r"\d+ of \d+ signatures", line))
-    return f"has no valid signature; sqv said: {said or 'nothing'}"
+    return f"{UNSIGNED}; sqv said: {said or 'nothing'}"
 
 
 # --- what it has ----------------------------------------------------------------------------------------------------

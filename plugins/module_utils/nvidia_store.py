@@ -345,28 +345,24 @@ class Store:
                 ["gpgv", "--status-fd", "1", "--homedir", folder, "--keyring", f"{folder}/key.gpg",
                  "--output", f"{folder}/Release", f"{folder}/InRelease"], 60,
             )  # fmt: skip
-            if done.rc == 127:
-                return self._verified_by_sqv(folder, signed, keys, url)
-            problem = nvidia_repository.signer_problem(done.stdout, keys)
+            problem = (self._problem_by_sqv(folder, signed, keys, url) if done.rc == 127
+                       else nvidia_repository.signer_problem(done.stdout, keys))  # fmt: skip
             if problem:
                 raise NvidiaError(f"{url} {problem}")
-            # What gpgv wrote is what was signed; a file may have more around it.
+            # This is what was signed; a file may have more around it.
             return Path(folder, "Release").read_text(encoding="utf-8", errors="replace")
 
-    def _verified_by_sqv(self, folder: str, signed: bytes, keys: Sequence[str], url: str) -> str:
-        """Do it as Debian 13 does, whose apt needs sqv and no gpgv any more.
+    def _problem_by_sqv(self, folder: str, signed: bytes, keys: Sequence[str], url: str) -> str:
+        """Check it as Debian 13 does, whose apt needs sqv and no gpgv any more. Return what is wrong.
 
         Args:
-            folder: with C(key.gpg), for the files of this.
+            folder: with C(key.gpg); it gets C(Release), what was signed.
         """
         with _about(url):
             text, signature = nvidia_repository.signed_parts(signed.decode("utf-8", "surrogateescape"))
-        release = text.encode("utf-8", "surrogateescape")
-        for name, data in (
-            ("Release", release), ("Release.sig", signature.encode("utf-8", "surrogateescape")),
-            ("policy", nvidia_repository.SQV_POLICY.encode()),
-        ):  # fmt: skip
-            Path(folder, name).write_bytes(data)
+        files = {"Release": text, "Release.sig": signature, "policy": nvidia_repository.SQV_POLICY}
+        for name, content in files.items():
+            Path(folder, name).write_text(content, encoding="utf-8", errors="surrogateescape")
         done = process.run(
             ["sqv", "--verbose", "--keyring", f"{folder}/key.gpg", f"{folder}/Release.sig", f"{folder}/Release"], 60,
             environment={"SEQUOIA_CRYPTO_POLICY": f"{folder}/policy"},
@@ -375,10 +371,7 @@ class Store:
             raise NvidiaError(
                 "the node has neither gpgv nor sqv to check the repository's signature with: apt-get install gpgv"
             )
-        problem = nvidia_repository.sqv_problem(done.stdout if done.rc == 0 else "", done.stderr, keys)
-        if problem:
-            raise NvidiaError(f"{url} {problem}")
-        return release.decode("utf-8", "replace")
+        return nvidia_repository.sqv_problem("" if done.failed else done.stdout, done.stderr, keys)
 
     def _unpack(self, path: str, kind: str, version: str, tree: Tree) -> None:
         """Take what a package has of a bundle."""

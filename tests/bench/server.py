@@ -19,6 +19,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,10 +46,25 @@ def engine_config(max_num_seqs: int) -> dict:
     return {"vllm_model_server_engine_config": {"ModelConfig": {**model, "served_model_name": "tiny"}, **others}}
 
 
-def answers() -> bool:
-    """Whether the server answers."""
+def answers(address: str = ADDRESS, port: int = PORT) -> bool:
+    """Whether a server answers."""
     body = json.dumps({"model": "tiny", "prompt": "Hello", "max_tokens": 1})
-    return bool(ask(ADDRESS, PORT, {"Content-Type": "application/json"}, body, 5)[0])
+    return bool(ask(address, port, {"Content-Type": "application/json"}, body, 5)[0])
+
+
+@contextlib.contextmanager
+def installed(vmid: int, address: str, memory: int, max_num_seqs: int) -> Iterator[Site]:
+    """A container with an installed release and a model; what its server is to be is in its variables."""
+    site = Site({vmid: address}, 10, memory, 2)
+    model = site.folder / "model"
+    subprocess.run([sys.executable, ROOT / "lab" / "tiny_llama.py", model], check=True, capture_output=True)
+    try:
+        subprocess.run(["pct", "set", str(vmid), "--mp0", f"{model},mp=/model"], check=True)
+        site.variables |= {"vllm_stack_name": "cpu", **engine_config(max_num_seqs)}
+        site.good(vmid, roles=["base_setup", "vllm_stack"])
+        yield site
+    finally:
+        site.close()
 
 
 def started() -> float:
@@ -75,16 +91,8 @@ def seconds(value: float, **more) -> dict:
 def figures() -> Figures:
     """The figures of a container that has nothing."""
     # As much as three servers want: the old one, the one beside it, and the new one for a moment.
-    site = Site({VMID: ADDRESS}, 10, 14336, 2)
-    model = site.folder / "model"
-    subprocess.run([sys.executable, ROOT / "lab" / "tiny_llama.py", model], check=True, capture_output=True)
-    try:
-        subprocess.run(["pct", "set", str(VMID), "--mp0", f"{model},mp=/model"], check=True)
-        site.variables |= {"vllm_stack_name": "cpu", **engine_config(2)}
-        site.good(VMID, roles=["base_setup", "vllm_stack"])
+    with installed(VMID, ADDRESS, 14336, 2) as site:
         return measured(site)
-    finally:
-        site.close()
 
 
 def measured(site: Site) -> Figures:

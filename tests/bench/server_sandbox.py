@@ -16,7 +16,6 @@ from __future__ import annotations
 import http.client
 import json
 import shlex
-import subprocess
 import sys
 import threading
 import time
@@ -28,13 +27,10 @@ sys.path[:0] = [str(ROOT / ".ansible" / "collections"), str(ROOT / "tests" / "su
 import proof
 from ansible_collections.phoenix.hypervisor.plugins.module_utils import benchmark
 from lab_modules import inside, wait_until
-from server import engine_config
-from stack_site import Site
-from steady_client import ask
+from server import UNIT, answers, installed
 
 VMID, ADDRESS, PORT = 674, "10.92.0.174", 8000
 BARE_PORT = PORT + 1
-UNIT = "vllm_model_server.service"
 STREAMS, TOKENS = 4, 32
 ROUNDS, SECONDS = 60, 3.0
 
@@ -48,12 +44,6 @@ def start_bare() -> None:
     command = ["systemd-run", "--quiet", "--unit=bare", "--uid=vllm", "--gid=vllm",
                "--working-directory=/var/cache/vllm", *variables, "--", *words, "--port", str(BARE_PORT)]  # fmt: skip
     inside(VMID, shlex.join(command))
-
-
-def answers(port: int) -> bool:
-    """Whether a server answers."""
-    body = json.dumps({"model": "tiny", "prompt": "Hello", "max_tokens": 1})
-    return bool(ask(ADDRESS, port, {"Content-Type": "application/json"}, body, 5)[0])
 
 
 def filters(unit: str) -> int:
@@ -94,21 +84,14 @@ def figures() -> Figures:
 
     :raises RuntimeError: a server is not as it should be
     """
-    site = Site({VMID: ADDRESS}, 10, 10240, 2)
-    model = site.folder / "model"
-    subprocess.run([sys.executable, ROOT / "lab" / "tiny_llama.py", model], check=True, capture_output=True)
-    try:
-        subprocess.run(["pct", "set", str(VMID), "--mp0", f"{model},mp=/model"], check=True)
-        site.variables |= {"vllm_stack_name": "cpu", **engine_config(STREAMS)}
-        site.good(VMID, roles=["base_setup", "vllm_stack", "vllm_model_server"])
+    with installed(VMID, ADDRESS, 10240, STREAMS) as site:
+        site.good(VMID, roles=["vllm_model_server"])
         start_bare()
-        wait_until(lambda: answers(BARE_PORT), 300)
+        wait_until(lambda: answers(ADDRESS, BARE_PORT), 300)
         found = {"filters": filters(UNIT), "filters_against": filters("bare.service")}
         if found["filters"] <= found["filters_against"]:
             raise RuntimeError(f"the server in the sandbox has no filter of its own: {found}")
         return measured(found)
-    finally:
-        site.close()
 
 
 def measured(more: dict) -> Figures:

@@ -184,11 +184,10 @@ def resampled(ratios: Sequence[Sequence[float]], center: Callable[[Sequence[floa
     :param center: what they come to
     """
     dice = random.Random(1)
-    found = sorted(
+    return benchmark.bounds(
         center([ratio for start in dice.choices(ratios, k=len(ratios)) for ratio in dice.choices(start, k=len(start))])
         for _number in range(benchmark.RESAMPLES)
     )
-    return found[int(0.025 * len(found))], found[int(0.975 * len(found)) - 1]
 
 
 def middle(ratios: Sequence[Sequence[float]]) -> dict[str, Any]:
